@@ -1,0 +1,37 @@
+"""The command line: `python -m synapse_rendezvous`, installed as `synapse-rendezvous`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from synapse_rendezvous import __version__, demo
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: the command line without the program's name; None for the process's own.
+
+    Returns:
+        The exit status: 0 if all went well, 1 if not. A wrong command line exits with 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="synapse-rendezvous", description="A rendezvous server for Matrix homeservers, as a Synapse module."
+    )
+    parser.add_argument("--version", action="version", version=f"synapse_rendezvous {__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    demo.add_arguments(
+        commands.add_parser(
+            "demo",
+            help="start a throw-away homeserver with the module and play one rendezvous on it",
+            description="Start a throw-away Synapse with the module on this machine (SQLite, a temporary folder, not"
+            " reachable from outside), play one rendezvous between two devices, and serve until Ctrl-C.",
+        )
+    )
+    options = parser.parse_args(arguments)
+    return demo.run(port=options.port, ttl=options.ttl, once=options.once)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

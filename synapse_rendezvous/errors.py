@@ -1,0 +1,76 @@
+"""What can be wrong with a request. Each error carries its status and Matrix errcode; a dialect words the answer."""
+
+from collections.abc import Iterable
+
+from synapse.api.errors import Codes, LimitExceededError, SynapseError
+
+from synapse_rendezvous.session import Session
+
+
+class SessionNotFound(SynapseError):
+    """No session has this id: it never existed, was deleted or expired. Which of these, nobody is told."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "No such rendezvous session, or it has ended", Codes.NOT_FOUND)
+
+
+class PreconditionFailed(SynapseError):
+    """The request's preconditions do not hold for the current revision (RFC 9110 section 15.5.13).
+
+    Attributes:
+        session: the current revision.
+    """
+
+    def __init__(self, session: Session) -> None:
+        super().__init__(412, "The payload has been changed since it was read", Codes.UNKNOWN)
+        self.session = session
+
+
+class StoreFull(LimitExceededError):
+    """The server holds as much as it may; what it holds stays.
+
+    Args:
+        quota: the option whose bound is met; goes to the log, not to the client.
+    """
+
+    # Room comes when sessions expire, which no client can foresee: half a minute is a tenth of the default ttl.
+    RETRY_AFTER_MS = 30_000
+
+    def __init__(self, quota: str) -> None:
+        super().__init__(quota, retry_after_ms=self.RETRY_AFTER_MS, pause=0.5)
+
+
+class PayloadTooLarge(SynapseError):
+    """The body is longer than `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(413, f"The payload is larger than {max_bytes} bytes", Codes.TOO_LARGE)
+
+
+class InvalidContentType(SynapseError):
+    """The Content-Type could not be returned as it was sent."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(400, f"Content-Type {rule}", Codes.INVALID_PARAM)
+
+
+class CreationForbidden(SynapseError):
+    """The operator does not let anybody create sessions."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "This server does not create rendezvous sessions", Codes.FORBIDDEN)
+
+
+class NotForDisplay(SynapseError):
+    """A browser asks for a payload in order to show it or to run it, not on behalf of a script that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "Rendezvous payloads are for clients, not for display in a browser", Codes.FORBIDDEN)
+
+
+class MethodNotAllowed(SynapseError):
+    """The resource does not know this method (RFC 9110 section 15.5.6)."""
+
+    def __init__(self, allowed: Iterable[bytes]) -> None:
+        allow = ", ".join([method.decode("ascii") for method in allowed] + ["OPTIONS"])
+        super().__init__(405, f"Method not allowed; try one of {allow}", Codes.UNRECOGNIZED, headers={"Allow": allow})

@@ -1,0 +1,75 @@
+"""The only door to what Synapse has and its ModuleApi does not offer."""
+
+import re
+from collections.abc import Sequence
+
+from synapse.api.ratelimiting import Ratelimiter
+from synapse.config.ratelimiting import RatelimitSettings
+from synapse.http.site import SynapseRequest, XForwardedForRequest
+from synapse.module_api import ModuleApi
+from synapse.module_api.errors import ConfigError
+
+OLDEST_SYNAPSE = (1, 140)
+
+
+def require_supported(version: str) -> None:
+    """Refuse a Synapse that is older than what this package is made for.
+
+    Args:
+        version: as in `synapse.__version__`, for example `1.163.2`.
+
+    Raises:
+        ConfigError: it is too old.
+    """
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST_SYNAPSE:
+        oldest = ".".join(map(str, OLDEST_SYNAPSE))
+        raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
+
+
+def forwarded_for(request: SynapseRequest) -> Sequence[bytes]:
+    """Return all X-Forwarded-For lines; none where the listener does not have `x_forwarded`."""
+    if not isinstance(request, XForwardedForRequest):
+        return []
+    return request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
+
+
+def peer_address(request: SynapseRequest) -> str | None:
+    """Return the address at the other end of the connection; None if it has none, as a unix socket."""
+    return getattr(request.client, "host", None)
+
+
+class Homeserver:
+    """The parts of a homeserver that rendezvous needs.
+
+    Args:
+        api: the one that Synapse hands to the module.
+
+    Attributes:
+        clock: Synapse's clock.
+    """
+
+    def __init__(self, api: ModuleApi) -> None:
+        self._hs = api._hs
+        self.clock = self._hs.get_clock()
+
+    def ratelimiter(self, name: str, *, per_second: float, burst_count: int) -> Ratelimiter:
+        """Return a new limiter of Synapse's; make each once, because it sweeps itself for ever."""
+        return Ratelimiter(
+            store=self._hs.get_datastores().main,
+            clock=self.clock,
+            cfg=RatelimitSettings(key=name, per_second=per_second, burst_count=burst_count),
+        )
+
+    def refuse_builtin_rendezvous(self) -> None:
+        """Refuse to run beside Synapse's own MSC4108 server, half of which our resource would replace unnoticed.
+
+        Raises:
+            ConfigError: it is switched on.
+        """
+        if getattr(self._hs.config.experimental, "msc4108_enabled", False):
+            raise ConfigError(
+                "Synapse's own rendezvous server is switched on at the path of synapse_rendezvous. Remove"
+                " experimental_features.msc4108_enabled, or remove synapse_rendezvous from modules.",
+                ("experimental_features", "msc4108_enabled"),
+            )

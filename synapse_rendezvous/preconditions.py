@@ -1,0 +1,168 @@
+"""Conditional requests (RFC 9110 section 13): entity tags, dates, and the order in which they count."""
+
+import calendar
+import contextlib
+import enum
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+import attr
+from twisted.web.http_headers import Headers
+
+from synapse_rendezvous.session import Session, Write
+
+# One member of an entity tag list. A tag may hold commas (RFC 9110 section 8.8.3), so lists are never split on them.
+_MEMBER = re.compile(rb'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|((?:W/)?[^\s",]+)|)[ \t]*(?:,|$)')
+
+# What proxies append to a tag when they compress the payload: nginx and HAProxy weaken the tag, Apache, lighttpd
+# and Caddy add the coding. Our own tags are only [0-9a-z], so what is left is never ambiguous.
+_CODED_TAG = re.compile(rb"(?:W/)?([0-9a-z]+)(?:--gzip|;gzip|-gzip|-br|-zstd|-deflate)?")
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
+class EntityTags:
+    """The value of one If-Match or If-None-Match field.
+
+    Attributes:
+        any: whether the value is `*`, which every existing session matches.
+        tags: the opaque parts of the tags listed.
+    """
+
+    any: bool
+    tags: frozenset[bytes]
+
+    @classmethod
+    def parse(cls, lines: Sequence[bytes], *, weak: bool, tolerant: bool) -> "EntityTags":
+        """Read a field, all of its lines together (RFC 9110 section 5.3). Never raises.
+
+        Args:
+            lines: the field's values, any bytes. Members that are no entity tags match nothing.
+            weak: whether the comparison is weak (If-None-Match), so that weak tags count too.
+            tolerant: read a tag that a proxy weakened, suffixed or unquoted as the one that was sent. This cannot
+                accept a wrong revision, because every revision has a tag of its own.
+        """
+        value = b",".join(lines)
+        if value.strip(b" \t") == b"*":
+            return cls(any=True, tags=frozenset())
+        return cls(any=False, tags=frozenset(_members(value, weak=weak or tolerant, tolerant=tolerant)))
+
+    def match(self, tag: bytes) -> bool:
+        """Whether a session whose current tag is `tag` is among those named."""
+        return self.any or tag in self.tags
+
+
+def _members(value: bytes, *, weak: bool, tolerant: bool) -> Iterator[bytes]:
+    position = 0
+    while position < len(value):
+        member = _MEMBER.match(value, position)
+        if member is None:  # not a list member: go on behind the next comma
+            position = value.find(b",", position) + 1 or len(value)
+            continue
+        position = member.end()
+        is_weak, opaque, unquoted = member.groups()
+        if tolerant:
+            coded = _CODED_TAG.fullmatch(opaque or unquoted or b"")
+            opaque = coded[1] if coded else opaque
+        if opaque is not None and (weak or not is_weak):
+            yield opaque
+
+
+# IMF-fixdate and the two obsolete forms (RFC 9110 section 5.6.7).
+_DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
+
+
+def _date(headers: Headers, name: bytes) -> int | None:
+    """Return a date field in seconds since the epoch; None if absent or not one date (RFC 9110 section 13.1.3)."""
+    lines = headers.getRawHeaders(name)
+    if lines is None or len(lines) != 1:
+        return None
+    for form in _DATES:
+        with contextlib.suppress(ValueError):
+            return calendar.timegm(time.strptime(lines[0].decode("latin-1"), form))
+    return None
+
+
+class Verdict(enum.Enum):
+    """What the preconditions of a request say of it."""
+
+    PROCEED = enum.auto()
+    NOT_MODIFIED = enum.auto()
+    FAILED = enum.auto()
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
+class Preconditions:
+    """The precondition fields of one request; None where a field is absent or to be ignored.
+
+    Attributes:
+        if_match: RFC 9110 section 13.1.1.
+        if_none_match: section 13.1.2.
+        if_modified_since_s: section 13.1.3, in seconds since the epoch.
+        if_unmodified_since_s: section 13.1.4, in seconds since the epoch.
+    """
+
+    if_match: EntityTags | None = None
+    if_none_match: EntityTags | None = None
+    if_modified_since_s: int | None = None
+    if_unmodified_since_s: int | None = None
+
+    @classmethod
+    def read(cls, headers: Headers, *, tolerant: bool) -> "Preconditions":
+        """Read the precondition fields of a request, whatever bytes they hold.
+
+        Args:
+            headers: the request's header fields.
+            tolerant: see `EntityTags.parse`.
+        """
+        if_match = headers.getRawHeaders(b"If-Match")
+        if_none_match = headers.getRawHeaders(b"If-None-Match")
+        return cls(
+            None if if_match is None else EntityTags.parse(if_match, weak=False, tolerant=tolerant),
+            None if if_none_match is None else EntityTags.parse(if_none_match, weak=True, tolerant=tolerant),
+            # A date counts only where the tags of its kind are absent (sections 13.1.3 and 13.1.4).
+            _date(headers, b"If-Modified-Since") if if_none_match is None else None,
+            _date(headers, b"If-Unmodified-Since") if if_match is None else None,
+        )
+
+    def evaluate(self, session: Session, *, safe: bool) -> Verdict:
+        """Judge the request against the current revision, in the order of RFC 9110 section 13.2.2.
+
+        Args:
+            session: the current revision.
+            safe: whether the method is GET or HEAD.
+
+        Returns:
+            NOT_MODIFIED only when `safe`. Dates count whole seconds, as the Last-Modified that they echo.
+        """
+        if self.if_match is not None:
+            if not self.if_match.match(session.tag):
+                return Verdict.FAILED
+        elif self.if_unmodified_since_s is not None:
+            if session.last_modified_ms // 1000 > self.if_unmodified_since_s:
+                return Verdict.FAILED
+        if self.if_none_match is not None:
+            if self.if_none_match.match(session.tag):
+                return Verdict.NOT_MODIFIED if safe else Verdict.FAILED
+        elif safe and self.if_modified_since_s is not None:
+            if session.last_modified_ms // 1000 <= self.if_modified_since_s:
+                return Verdict.NOT_MODIFIED
+        return Verdict.PROCEED
+
+    def repeat(self, session: Session, write: Write) -> bool:
+        """Whether this request asks again for the write that made the current revision.
+
+        Proxies send a PUT a second time when the first answer got lost; RFC 9110 section 13.1.1 allows to answer it
+        as a success. Only the revision replaced by that write, with the same bytes and the same type, counts.
+        """
+        return (
+            self.if_match is not None
+            and session.tag not in self.if_match.tags
+            and session.previous_tag in self.if_match.tags
+            and session.payload == write.payload
+            and session.content_type == write.content_type
+        )
+
+
+UNCONDITIONAL = Preconditions()
+"""The preconditions of a request without any."""

@@ -1,0 +1,83 @@
+"""A rendezvous session: one payload that two devices read and replace in turn."""
+
+import secrets
+from typing import NamedTuple
+
+import attr
+
+SESSION_ID = rb"[A-Za-z0-9_-]{22}"
+"""A pattern of what every session id looks like: 128 random bits in unpadded base64url."""
+
+
+def new_session_id() -> str:
+    """Return an id that nobody can guess and that says nothing of when it was made."""
+    return secrets.token_urlsafe(16)
+
+
+def new_tag() -> bytes:
+    """Return a fresh revision tag: 80 random bits, in characters that no proxy rewrites.
+
+    A tag is random rather than a hash of the payload, so that the same bytes written twice are two revisions
+    and the reader notices both.
+    """
+    return secrets.token_hex(10).encode("ascii")
+
+
+class Write(NamedTuple):
+    """What a client wants stored.
+
+    Attributes:
+        payload: any bytes, none included.
+        content_type: the Content-Type as it was sent; returned byte for byte.
+    """
+
+    payload: bytes
+    content_type: bytes
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True, weakref_slot=False)
+class Session:
+    """One revision of a session, as it stands in a store.
+
+    Attributes:
+        id: see `new_session_id`.
+        payload: the bytes last written.
+        content_type: the Content-Type they were written with.
+        tag: names this revision; the entity tag without its quotes.
+        previous_tag: names the revision that this one replaced; None before the first replacement.
+        last_modified_ms: when the payload was written, in milliseconds since the epoch.
+        expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
+    """
+
+    id: str
+    payload: bytes
+    content_type: bytes
+    tag: bytes
+    previous_tag: bytes | None
+    last_modified_ms: int
+    expires_ms: int
+
+    @classmethod
+    def create(cls, write: Write, now_ms: int, ttl_ms: int) -> "Session":
+        """Return the first revision of a new session that lives for `ttl_ms` from `now_ms`."""
+        return cls(
+            id=new_session_id(),
+            payload=write.payload,
+            content_type=write.content_type,
+            tag=new_tag(),
+            previous_tag=None,
+            last_modified_ms=now_ms,
+            expires_ms=now_ms + ttl_ms,
+        )
+
+    def replaced(self, write: Write, now_ms: int) -> "Session":
+        """Return the revision that follows this one. The end of its life stays where it was."""
+        return Session(
+            id=self.id,
+            payload=write.payload,
+            content_type=write.content_type,
+            tag=new_tag(),
+            previous_tag=self.tag,
+            last_modified_ms=now_ms,
+            expires_ms=self.expires_ms,
+        )

@@ -1,0 +1,80 @@
+"""What all tests share: Synapse's harness, a homeserver to talk to, and two rules.
+
+The rules: a test whose code logs an error fails, and where CI is set a skipped test fails.
+"""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Generator, Iterator
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+from fetch_synapse_tests import HARNESS
+
+from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
+
+# Behind our own folder, whose modules have other names, but before the working directory: the harness is called
+# `tests` like our folder.
+sys.path.insert(1, str(HARNESS))
+
+if not HARNESS.exists():
+    print(f"Skipping the tests that need Synapse's harness: {HARNESS} is missing; `make test` fetches it.")
+    collect_ignore = ["test_resource.py"]
+    if "CI" in os.environ:
+        raise SystemExit("In CI nothing may be skipped.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and "CI" in os.environ:
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    yield
+    # Synapse's harness itself logs errors when it shuts a homeserver down, under other names.
+    ours = ("synapse_rendezvous", "synapse.http", "twisted")
+    errors = [
+        record.getMessage()
+        for record in caplog.get_records("call")
+        if record.levelno >= logging.ERROR and record.name.startswith(ours)
+    ]
+    assert not errors
+
+
+@pytest.fixture(scope="session")
+def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A Synapse process with the module, its limits out of the way."""
+    directory = tmp_path_factory.mktemp("homeserver")
+    unlimited = {"per_second": 1_000_000, "burst_count": 1_000_000}
+    homeserver = ThrowawayHomeserver(
+        directory,
+        port=free_port(),
+        modules=[
+            {
+                "module": "synapse_rendezvous.RendezvousModule",
+                "config": {"per_client": dict.fromkeys(("create", "read", "write", "miss"), unlimited)},
+            }
+        ],
+    )
+    try:
+        homeserver.start()
+        yield homeserver
+    finally:
+        homeserver.stop()
+    assert_clean(homeserver)
+
+
+def assert_clean(homeserver: ThrowawayHomeserver) -> None:
+    """Fail if the homeserver logged an error, a warning about us or a traceback."""
+    log = homeserver.log.read_text(errors="replace")
+    wrong = [line for line in log.splitlines() if " - ERROR - " in line or " - CRITICAL - " in line]
+    assert not wrong
+    assert "Traceback" not in log

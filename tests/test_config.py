@@ -1,0 +1,163 @@
+"""The options under `config:`: what is accepted, and what an operator is told about the rest."""
+
+import copy
+import ipaddress
+from typing import Any
+
+import pytest
+from synapse.module_api.errors import ConfigError
+
+from synapse_rendezvous import RendezvousModule
+from synapse_rendezvous.config import RateLimit, RendezvousConfig
+from synapse_rendezvous.homeserver import require_supported
+
+DEFAULTS = RendezvousConfig()
+
+
+@pytest.mark.parametrize("options", [{}, None, {"per_client": None}, {"per_client": {"create": None, "read": {}}}])
+def test_empty_sections(options: Any) -> None:
+    """Nothing need be said, on any level."""
+    assert DEFAULTS == RendezvousModule.parse_config(options)
+
+
+def test_defaults() -> None:
+    """The defaults are the documented ones."""
+    assert (300_000, 10240, 5000, 50 * 1024 * 1024) == (
+        DEFAULTS.ttl_ms,
+        DEFAULTS.max_bytes,
+        DEFAULTS.max_sessions,
+        DEFAULTS.max_total_bytes,
+    )
+    assert DEFAULTS.max_total_bytes >= DEFAULTS.max_sessions * DEFAULTS.max_bytes
+    assert RateLimit(0.5, 40) == DEFAULTS.per_client.create
+    assert "open" == DEFAULTS.create_policy
+    assert not DEFAULTS.strict_etags
+
+
+def test_frozen_and_copyable() -> None:
+    """Synapse deep-copies configurations, and nothing may change them."""
+    assert DEFAULTS == copy.deepcopy(DEFAULTS)
+    assert hash(DEFAULTS) == hash(copy.deepcopy(DEFAULTS))
+    with pytest.raises(AttributeError):
+        DEFAULTS.ttl_ms = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("written", "ttl_ms"),
+    [("5m", 300_000), ("30s", 30_000), (30_000, 30_000), ("30000", 30_000), ("1h", 3_600_000), (1000, 1000)],
+)
+def test_durations(written: Any, ttl_ms: int) -> None:
+    """Durations are written as everywhere in homeserver.yaml."""
+    assert ttl_ms == RendezvousConfig.parse({"ttl": written}).ttl_ms
+
+
+@pytest.mark.parametrize(("written", "size"), [("10K", 10240), (4096, 4096), ("4096", 4096), ("1M", 1 << 20), (1, 1)])
+def test_sizes(written: Any, size: int) -> None:
+    """Sizes are written as everywhere in homeserver.yaml."""
+    assert size == RendezvousConfig.parse({"max_bytes": written}).max_bytes
+
+
+def test_partial_limit() -> None:
+    """What is left out of a limit keeps that limit's own default."""
+    limits = RendezvousConfig.parse(
+        {"per_client": {"create": {"burst_count": 7}, "miss": {"per_second": 9}}}
+    ).per_client
+
+    assert RateLimit(0.5, 7) == limits.create
+    assert RateLimit(9, 30) == limits.miss
+    assert DEFAULTS.per_client.read == limits.read
+
+
+def test_networks() -> None:
+    """Networks and single addresses of both families."""
+    config = RendezvousConfig.parse({"trusted_proxies": ["10.1.2.3", "2001:db8::/32"]})
+
+    assert (ipaddress.ip_network("10.1.2.3/32"), ipaddress.ip_network("2001:db8::/32")) == config.trusted_proxies
+    assert () == RendezvousConfig.parse({"trusted_proxies": []}).trusted_proxies
+
+
+@pytest.mark.parametrize(
+    ("options", "path", "said"),
+    [
+        ({"tll": "5m"}, "tll", "unknown option; did you mean ttl?"),
+        ({"colour": 1}, "colour", "unknown option; the options here are ttl, max_bytes, max_sessions"),
+        ({1: 2}, "1", "unknown option"),
+        ({"per_client": {"rede": {}}}, "per_client.rede", "did you mean read?"),
+        ({"per_client": {"read": {"per_minute": 1}}}, "per_client.read.per_minute", "unknown option"),
+        ([], "", "must be a section of options; this is []"),
+        ("ttl", "", "must be a section"),
+        ({"per_client": 5}, "per_client", "must be a section of options; this is 5"),
+        (
+            {"ttl": "5x"},
+            "ttl",
+            "must be a duration from 1s to 1h, such as 5m, 30s or 300000 (milliseconds); this is '5x'",
+        ),
+        ({"ttl": None}, "ttl", "this is None"),
+        ({"ttl": ""}, "ttl", "this is ''"),
+        ({"ttl": "-5m"}, "ttl", "this is '-5m'"),
+        ({"ttl": 999}, "ttl", "this is 999"),
+        ({"ttl": 3_600_001}, "ttl", "from 1s to 1h"),
+        ({"ttl": True}, "ttl", "this is True"),
+        ({"ttl": 300.0}, "ttl", "this is 300.0"),
+        ({"max_bytes": "10KiB"}, "max_bytes", "must be a size from 1 to 1M, such as 10K, 1M or 10240 (bytes)"),
+        ({"max_bytes": 0}, "max_bytes", "this is 0"),
+        ({"max_bytes": (1 << 20) + 1}, "max_bytes", "from 1 to 1M"),
+        ({"max_sessions": 0}, "max_sessions", "must be a whole number from 1 to 10000000, such as 100; this is 0"),
+        ({"max_sessions": "5000"}, "max_sessions", "this is '5000'"),
+        ({"max_sessions": True}, "max_sessions", "this is True"),
+        ({"max_total_bytes": "9K"}, "max_total_bytes", "must be at least max_bytes (10240)"),
+        ({"create_policy": "closde"}, "create_policy", "must be open or closed; this is 'closde'"),
+        ({"create_policy": []}, "create_policy", "must be open or closed"),
+        ({"strict_etags": "yes"}, "strict_etags", "must be true or false; this is 'yes'"),
+        ({"trusted_proxies": "10.0.0.0/8"}, "trusted_proxies", "must be a list of networks"),
+        ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies.<item 0>", "must be an address or a network"),
+        ({"trusted_proxies": ["::1", 5]}, "trusted_proxies.<item 1>", "this is 5"),
+        ({"per_client": {"read": {"per_second": 0}}}, "per_client.read.per_second", "from 0.001 to 1000000"),
+        ({"per_client": {"read": {"per_second": float("nan")}}}, "per_client.read.per_second", "this is nan"),
+        ({"per_client": {"read": {"per_second": "1"}}}, "per_client.read.per_second", "this is '1'"),
+        ({"per_client": {"read": {"burst_count": 0}}}, "per_client.read.burst_count", "this is 0"),
+        ({"per_client": {"read": {"burst_count": 1.5}}}, "per_client.read.burst_count", "this is 1.5"),
+    ],
+)
+def test_mistakes(options: Any, path: str, said: str) -> None:
+    """Each mistake is named by its place, the rule and what was found."""
+    with pytest.raises(ConfigError) as error:
+        RendezvousModule.parse_config(options)
+
+    assert path == ".".join(error.value.path or ())
+    assert said in error.value.msg
+
+
+@pytest.mark.parametrize(
+    ("options", "accepted"),
+    [
+        ({"ttl": 1000}, True),
+        ({"ttl": 3_600_000}, True),
+        ({"max_bytes": 1 << 20}, True),
+        ({"max_sessions": 10_000_000}, True),
+        ({"max_sessions": 10_000_001}, False),
+        ({"max_bytes": 100, "max_total_bytes": 100}, True),
+        ({"max_bytes": 101, "max_total_bytes": 100}, False),
+        ({"max_total_bytes": "16G"}, True),
+        ({"max_total_bytes": "17G"}, False),
+    ],
+)
+def test_bounds(options: Any, accepted: bool) -> None:
+    """Bounds are accepted, one past them is not."""
+    try:
+        RendezvousConfig.parse(options)
+    except ConfigError:
+        assert not accepted
+    else:
+        assert accepted
+
+
+def test_synapse_version() -> None:
+    """A Synapse that is too old is refused in plain words; new and odd versions are let through."""
+    for version in ("1.140.0", "1.163.2", "1.200.0rc1", "2.0.0", "1.163.2 (b=develop,abc)", "unknown"):
+        require_supported(version)
+    for version in ("1.139.2", "1.98.0", "0.99.5"):
+        with pytest.raises(ConfigError) as error:
+            require_supported(version)
+        assert "needs Synapse 1.140 or newer" in error.value.msg
+        assert version in error.value.msg
