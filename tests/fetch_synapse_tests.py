@@ -32,7 +32,7 @@ def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
     (folder / "METADATA").write_text(
         f"Metadata-Version: 2.1\\nName: matrix-synapse\\nVersion: {os.environ['SYNAPSE_VERSION']}\\n"
     )
-    (folder / "WHEEL").write_text("Wheel-Version: 1.0\\nGenerator: stand-in\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    (folder / "WHEEL").write_text("Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
     return folder.name
 """
 
@@ -47,9 +47,9 @@ def main() -> None:
             path = temporary / backend
             path.parent.mkdir(parents=True)
             path.write_text(_BACKEND)
+        download = ["pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary", "matrix-synapse"]
         subprocess.run(
-            [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
-            + ["--no-binary", "matrix-synapse", "--dest", name, f"matrix-synapse=={VERSION}"],
+            [sys.executable, "-m", *download, "--dest", name, f"matrix-synapse=={VERSION}"],
             env={**os.environ, "PYTHONPATH": name, "SYNAPSE_VERSION": VERSION},
             check=True,
         )

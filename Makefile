@@ -1,0 +1,49 @@
+# Each target does its own set-up, in .venv and build/; all that is needed is Python 3.10 or newer (with venv) and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: run test lint format bench package test-oldest clean
+
+run: .venv/run ## Start a throw-away homeserver and play a rendezvous. Options: make run ARGS="--port 0 --ttl 30s --once"
+	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
+
+test: .venv/dev ## Run all tests. Options for pytest: make test ARGS="-k preconditions"
+	$(BIN)/python tests/fetch_synapse_tests.py
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/dev ## Format the code.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/dev ## Compare with a bare Twisted resource in the same Synapse; needs wrk.
+	$(BIN)/python benchmarks/compare.py $(ARGS)
+
+package: .venv/dev ## Build wheel and sdist, install each into an empty environment, and start from it.
+	$(BIN)/python tests/check_package.py
+
+test-oldest: .venv/dev ## Run the tests with the oldest Synapse supported.
+	$(BIN)/tox run -e oldest
+
+clean: ## Remove everything that the other targets made.
+	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis _trial_temp*
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv .venv
+
+.venv/run: .venv/bin/python setup.cfg pyproject.toml
+	@echo "Installing Synapse and this package into .venv (once, about a minute) ..."
+	$(PIP) install --editable . 'matrix-synapse>=1.140'
+	@touch $@
+
+.venv/dev: .venv/bin/python setup.cfg pyproject.toml
+	@echo "Installing Synapse and the tools for tests into .venv (once, about a minute) ..."
+	$(PIP) install --editable '.[dev]'
+	@touch $@ .venv/run
