@@ -1,13 +1,15 @@
 """The Twisted resource: which operation a request asks for, and the one place where answers are written."""
 
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from synapse.api.errors import SynapseError
+from synapse.api.errors import Codes, SynapseError
 from synapse.http.server import finish_request
 from synapse.http.site import SynapseRequest
 from synapse.module_api import DirectServeJsonResource
+from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 
 from synapse_rendezvous.admission import Admission
@@ -19,6 +21,8 @@ from synapse_rendezvous.store import SessionStore
 
 if TYPE_CHECKING:
     from synapse.util.clock import Clock
+
+logger = logging.getLogger(__name__)
 
 # On every answer, errors included. What each is for: docs/protocol.md.
 _COMMON_HEADERS = (
@@ -152,9 +156,11 @@ class RendezvousResource(DirectServeJsonResource):
 
     def _send_error_response(self, f: Failure, request: SynapseRequest) -> None:
         """Called by Synapse with whatever was raised. Overridden so that errors, too, pass through `_write`."""
-        if isinstance(f.value, SynapseError) and not request.startedWriting:
-            self._write(request, self._dialect.failed(f.value))
+        if request.startedWriting or isinstance(f.value, CancelledError):  # nobody is there to be answered
+            super()._send_error_response(f, request)
             return
-        for name, value in _COMMON_HEADERS:
-            request.setHeader(name, value)
-        super()._send_error_response(f, request)
+        error = f.value
+        if not isinstance(error, SynapseError):
+            logger.error("Failed to answer %r", request, exc_info=(f.type, error, f.getTracebackObject()))
+            error = SynapseError(500, "Internal server error", Codes.UNKNOWN)
+        self._write(request, self._dialect.failed(error))
