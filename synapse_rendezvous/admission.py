@@ -2,10 +2,12 @@
 
 import functools
 import ipaddress
+from collections.abc import Iterator, Sequence
 
+from synapse.api.ratelimiting import Ratelimiter
 from synapse.http.site import SynapseRequest
 
-from synapse_rendezvous.config import IPNetwork, RendezvousConfig
+from synapse_rendezvous.config import IPNetwork, RateLimit, RendezvousConfig
 from synapse_rendezvous.errors import CreationForbidden
 from synapse_rendezvous.homeserver import Homeserver, forwarded_for, peer_address
 
@@ -13,42 +15,60 @@ UNKNOWN_CLIENT = "unknown"
 """What requests without a usable address count for, all together."""
 
 
-def client_of(peer: str | None, forwarded: tuple[bytes, ...], trusted: tuple[IPNetwork, ...]) -> str:
-    """Name the client that a request counts for.
+class Clients:
+    """Names the client that a request counts for.
 
-    Each proxy appends the address it saw, so the entries are read from the right and followed only across addresses
-    that are trusted. What stands further left, the client may have written itself.
+    Each proxy appends to X-Forwarded-For the address it saw, so the entries are read from the right and followed only
+    across addresses that are trusted. What stands further left, the client may have written itself.
 
     Args:
-        peer: the address at the other end of the connection, if it has one.
-        forwarded: the X-Forwarded-For lines; none where they are not to be believed.
         trusted: where the operator's own proxies are.
-
-    Returns:
-        An IPv4 address, the /64 network of an IPv6 address (which is what one customer has at least), or
-        `UNKNOWN_CLIENT`.
     """
-    hops = [entry.strip().decode("latin-1") for line in forwarded for entry in line.split(b",")]
-    client = UNKNOWN_CLIENT
-    for hop in reversed([*hops, peer]):
-        if hop is None:  # a unix socket: only a proxy on this machine can be behind it
-            continue
+
+    # An IPv6 address that ends in an IPv4 address. What is longer, a client made up; it shall not fill the cache.
+    _LONGEST_ADDRESS = 45
+
+    def __init__(self, trusted: Sequence[IPNetwork]) -> None:
+        self._trusted = trusted
+        # Devices ask again each second from the same place.
+        self._read_cached = functools.lru_cache(maxsize=8192)(self._read)
+
+    def name(self, peer: str | None, forwarded: Sequence[bytes]) -> str:
+        """Return an IPv4 address, the /64 network of an IPv6 address (one customer has that at least), or UNKNOWN_CLIENT.
+
+        Args:
+            peer: the address at the other end of the connection, if it has one.
+            forwarded: the X-Forwarded-For lines; none where they are not to be believed.
+        """
+        client, is_trusted = UNKNOWN_CLIENT, True
+        hops = self._hops(peer, forwarded)
+        while is_trusted and (hop := next(hops, None)) is not None:
+            client, is_trusted = (
+                self._read_cached(hop) if len(hop) <= self._LONGEST_ADDRESS else (UNKNOWN_CLIENT, False)
+            )
+        return client
+
+    @staticmethod
+    def _hops(peer: str | None, forwarded: Sequence[bytes]) -> Iterator[str]:
+        """Yield the addresses that a request passed, the nearest first."""
+        if peer is not None:  # a unix socket has none; only a proxy on this machine can be behind it
+            yield peer
+        for line in reversed(forwarded):
+            for entry in reversed(line.split(b",")):
+                yield entry.strip().decode("latin-1")
+
+    def _read(self, hop: str) -> tuple[str, bool]:
+        """Return what an address counts for, and whether it is trusted."""
         try:
             address = ipaddress.ip_address(hop)
         except ValueError:
-            return UNKNOWN_CLIENT
+            return UNKNOWN_CLIENT, False
         if isinstance(address, ipaddress.IPv6Address):
             address = address.ipv4_mapped or address
-        client = _share(address)
-        if not any(address in network for network in trusted):
-            break
-    return client
-
-
-def _share(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> str:
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+        is_trusted = any(address in network for network in self._trusted)
+        if isinstance(address, ipaddress.IPv6Address):
+            return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64))), is_trusted
+        return str(address), is_trusted
 
 
 class Admission:
@@ -58,27 +78,21 @@ class Admission:
     """
 
     def __init__(self, homeserver: Homeserver, config: RendezvousConfig) -> None:
-        self._creation_open = config.create_policy == "open"
-        # Devices ask again each second from the same place.
-        self._client_of = functools.lru_cache(maxsize=8192)(
-            functools.partial(client_of, trusted=config.trusted_proxies)
-        )
-        limits = config.per_client
-        self._creates, self._reads, self._writes, self._misses = (
-            homeserver.ratelimiter(
+        def limiter(name: str, limit: RateLimit) -> Ratelimiter:
+            return homeserver.ratelimiter(
                 f"synapse_rendezvous_{name}", per_second=limit.per_second, burst_count=limit.burst_count
             )
-            for name, limit in (
-                ("create", limits.create),
-                ("read", limits.read),
-                ("write", limits.write),
-                ("miss", limits.miss),
-            )
-        )
+
+        self._creation_open = config.create_policy == "open"
+        self._clients = Clients(config.trusted_proxies)
+        self._creates = limiter("create", config.per_client.create)
+        self._reads = limiter("read", config.per_client.read)
+        self._writes = limiter("write", config.per_client.write)
+        self._misses = limiter("miss", config.per_client.miss)
 
     def client(self, request: SynapseRequest) -> str:
-        """Name the client that a request counts for; see `client_of`."""
-        return self._client_of(peer_address(request), tuple(forwarded_for(request)))
+        """Name the client that a request counts for; see `Clients.name`."""
+        return self._clients.name(peer_address(request), forwarded_for(request))
 
     async def create(self, client: str) -> None:
         """Admit a POST.

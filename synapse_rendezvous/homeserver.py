@@ -61,15 +61,20 @@ class Homeserver:
             cfg=RatelimitSettings(key=name, per_second=per_second, burst_count=burst_count),
         )
 
-    def refuse_builtin_rendezvous(self) -> None:
-        """Refuse to run beside Synapse's own MSC4108 server, half of which our resource would replace unnoticed.
+    def refuse_conflicts(self, path: str) -> None:
+        """Refuse to run where something else serves the same path, which Synapse would let happen unnoticed.
 
         Raises:
-            ConfigError: it is switched on.
+            ConfigError: Synapse's own MSC4108 server is on, half of which our resource would replace; or another
+                module, which comes first, has the path.
         """
         if getattr(self._hs.config.experimental, "msc4108_enabled", False):
             raise ConfigError(
                 "Synapse's own rendezvous server is switched on at the path of synapse_rendezvous. Remove"
                 " experimental_features.msc4108_enabled, or remove synapse_rendezvous from modules.",
                 ("experimental_features", "msc4108_enabled"),
+            )
+        if path in self._hs._module_web_resources:
+            raise ConfigError(
+                f"Another module serves {path} already. Leave only one rendezvous module in modules.", ("modules",)
             )

@@ -32,7 +32,7 @@ class RendezvousModule:
 
     def __init__(self, config: RendezvousConfig, api: ModuleApi) -> None:
         homeserver = Homeserver(api)
-        homeserver.refuse_builtin_rendezvous()
+        homeserver.refuse_conflicts(MSC3886Dialect.path)
         store = MemorySessionStore(
             homeserver.clock.time_msec,
             ttl_ms=config.ttl_ms,

@@ -161,6 +161,7 @@ class RendezvousResource(DirectServeJsonResource):
             return
         error = f.value
         if not isinstance(error, SynapseError):
-            logger.error("Failed to answer %r", request, exc_info=(f.type, error, f.getTracebackObject()))
+            # Not the path: it holds the id. The log context names the request.
+            logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
             error = SynapseError(500, "Internal server error", Codes.UNKNOWN)
         self._write(request, self._dialect.failed(error))

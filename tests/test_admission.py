@@ -2,10 +2,10 @@
 
 import pytest
 
-from synapse_rendezvous.admission import client_of
+from synapse_rendezvous.admission import Clients
 from synapse_rendezvous.config import RendezvousConfig
 
-TRUSTED = RendezvousConfig().trusted_proxies
+TRUSTING = Clients(RendezvousConfig().trusted_proxies)
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,16 @@ TRUSTED = RendezvousConfig().trusted_proxies
         ("127.0.0.1", [b""], "unknown"),
         ("127.0.0.1", [b"\xff\x00"], "unknown"),
         ("127.0.0.1", [b"203.0.113.9:1234"], "unknown"),
+        ("127.0.0.1", [b"0" * 16000], "unknown"),
+        ("127.0.0.1", [b"2001:db8:0000:0000:0000:ffff:192.168.100.228"], "2001:db8::/64"),
         ("/run/synapse.sock", [b"203.0.113.9"], "unknown"),
     ],
 )
-def test_client_of(peer: str | None, forwarded: list[bytes], client: str) -> None:
+def test_name(peer: str | None, forwarded: list[bytes], client: str) -> None:
     """The client is the first address from the right that is not a trusted proxy's, or the last that is."""
-    assert client == client_of(peer, tuple(forwarded), TRUSTED)
+    assert client == TRUSTING.name(peer, forwarded)
 
 
 def test_nobody_trusted() -> None:
     """Without trusted proxies the peer is the client."""
-    assert "127.0.0.1" == client_of("127.0.0.1", (b"203.0.113.9",), ())
+    assert "127.0.0.1" == Clients([]).name("127.0.0.1", [b"203.0.113.9"])

@@ -11,6 +11,7 @@ from synapse.module_api.errors import ConfigError
 from tests.unittest import HomeserverTestCase
 from twisted.web.http import stringToDatetime
 
+from synapse_rendezvous import RendezvousModule
 from synapse_rendezvous.store import MemorySessionStore
 
 PATH = "/_synapse/client/rendezvous"
@@ -317,6 +318,8 @@ class ProtocolTestCase(RendezvousTestCase):
 
         self.assertEqual((500, "M_UNKNOWN"), (channel.code, self.errcode(channel)))
         self.assertIn("ZeroDivisionError", logs.output[0])
+        self.assertIn("Traceback", logs.output[0])
+        self.assertNotIn("x" * 22, logs.output[0])
 
 
 class BodyTestCase(RendezvousTestCase):
@@ -609,10 +612,19 @@ class StartTestCase(HomeserverTestCase):
         """Synapse's own server at the same path is a conflict, named by its option."""
         hs = self.setup_test_homeserver()
         hs.config.experimental.msc4108_enabled = True
-        from synapse_rendezvous import RendezvousModule
 
         with self.assertRaises(ConfigError) as error:
             RendezvousModule(RendezvousModule.parse_config({}), hs.get_module_api())
 
         self.assertEqual(("experimental_features", "msc4108_enabled"), error.exception.path)
         self.assertIn("Remove experimental_features.msc4108_enabled", error.exception.msg)
+
+    def test_twice(self) -> None:
+        """A second rendezvous module would be ignored, so it is refused."""
+        api = self.setup_test_homeserver().get_module_api()
+        RendezvousModule(RendezvousModule.parse_config({}), api)
+
+        with self.assertRaises(ConfigError) as error:
+            RendezvousModule(RendezvousModule.parse_config({}), api)
+
+        self.assertEqual(("modules",), error.exception.path)
