@@ -34,7 +34,7 @@ class Clients:
         self._read_cached = functools.lru_cache(maxsize=8192)(self._read)
 
     def name(self, peer: str | None, forwarded: Sequence[bytes]) -> str:
-        """Return an IPv4 address, the /64 network of an IPv6 address (one customer has that at least), or UNKNOWN_CLIENT.
+        """Return an IPv4 address, an IPv6 /64 network (which is what one customer has at least), or UNKNOWN_CLIENT.
 
         Args:
             peer: the address at the other end of the connection, if it has one.
