@@ -12,8 +12,9 @@ from twisted.web.http_headers import Headers
 
 from synapse_rendezvous.session import Session, Write
 
-# One member of an entity tag list. A tag may hold commas (RFC 9110 section 8.8.3), so lists are never split on them.
-_MEMBER = re.compile(rb'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|((?:W/)?[^\s",]+)|)[ \t]*(?:,|$)')
+# A tag, a comma, or something else; no byte is looked at more than twice. A tag may hold commas (RFC 9110 section
+# 8.8.3), so lists are never split on them.
+_TOKEN = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|(,)|[^ \t,"]+|"')
 
 # What proxies append to a tag when they compress the payload: nginx and HAProxy weaken the tag, Apache, lighttpd
 # and Caddy add the coding. Our own tags are only [0-9a-z], so what is left is never ambiguous.
@@ -53,19 +54,27 @@ class EntityTags:
 
 
 def _members(value: bytes, *, weak: bool, tolerant: bool) -> Iterator[bytes]:
-    position = 0
-    while position < len(value):
-        member = _MEMBER.match(value, position)
-        if member is None:  # not a list member: go on behind the next comma
-            position = value.find(b",", position) + 1 or len(value)
+    """Yield the opaque part of each member of a list that is one entity tag and nothing else."""
+    for tokens in _between_commas(value):
+        if len(tokens) != 1:
             continue
-        position = member.end()
-        is_weak, opaque, unquoted = member.groups()
+        is_weak, opaque, _ = tokens[0].groups()
         if tolerant:
-            coded = _CODED_TAG.fullmatch(opaque or unquoted or b"")
+            coded = _CODED_TAG.fullmatch(tokens[0][0] if opaque is None else opaque)
             opaque = coded[1] if coded else opaque
         if opaque is not None and (weak or not is_weak):
             yield opaque
+
+
+def _between_commas(value: bytes) -> Iterator[list[re.Match[bytes]]]:
+    tokens = []
+    for token in _TOKEN.finditer(value):
+        if token[3] is None:
+            tokens.append(token)
+        else:
+            yield tokens
+            tokens = []
+    yield tokens
 
 
 # IMF-fixdate and the two obsolete forms (RFC 9110 section 5.6.7).
