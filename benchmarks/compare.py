@@ -45,6 +45,9 @@ SETTLE_S = 0.005
 SPARE_S = 1
 """How much longer wrk is told to run than it gets turns, lest it ends in the middle of one."""
 
+SHARE = 200
+"""How many sessions are created on one connection: few, so that an interrupt need not wait long."""
+
 UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
 MODULES = (
     {
@@ -82,6 +85,7 @@ class Operation:
         status: of every answer.
         on_session: whether the request names a session.
         polls: whether the request says which revision the client has.
+        collection: where sessions of its dialect are created.
     """
 
     name: str
@@ -89,10 +93,11 @@ class Operation:
     status: int
     on_session: bool = True
     polls: bool = False
+    collection: str = COLLECTION
 
     def ours(self) -> str:
         """Return the path at which synapse_rendezvous serves it."""
-        return COLLECTION
+        return self.collection
 
     def bare(self) -> str:
         """Return the path at which the bare resource serves it."""
@@ -111,6 +116,10 @@ POLL = Operation("poll", "GET", 304, polls=True)
 READ = Operation("read", "GET", 200)
 WRITE = Operation("write", "PUT", 202)
 CREATE = Operation("create", "POST", 200, on_session=False)
+
+# A poll in each of the other dialects. MSC4388 has no conditions: it answers with the data each time.
+POLL_MSC4108 = Operation("msc4108", "GET", 304, polls=True, collection=f"{COLLECTION}/msc4108")
+POLL_MSC4388 = Operation("msc4388", "GET", 200, collection="/_synapse/client/io.element.msc4388/rendezvous")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,9 +256,33 @@ class Benchmark:
         known = self._create(sessions - len(known))  # without the first, whose tag is no longer known
         return [*few, *(self._measure(operation, known, sessions) for operation in (POLL, READ, CREATE))]
 
+    def dialects(self) -> dict[str, list[Run]]:
+        """Poll one session of each dialect in turn, and return the runs by the names of the operations."""
+        commands = {}
+        for operation, content_type, content in (
+            (POLL, "text/plain", PAYLOAD),
+            (POLL_MSC4108, "text/plain", PAYLOAD),
+            (POLL_MSC4388, "application/json", json.dumps({"data": PAYLOAD.decode()}).encode()),
+        ):
+            with contextlib.closing(self._connect()) as connection:
+                connection.request("POST", operation.collection, content, {"Content-Type": content_type})
+                response = connection.getresponse()
+                created = json.loads(response.read())
+            session = Session(created.get("id") or created["url"].rpartition("/")[2], response.headers.get("ETag", ""))
+            commands[operation.name] = self._command(operation, operation.collection, [session], sides=3)
+        runs: dict[str, list[Run]] = {name: [] for name in commands}
+        for number in range(1, self._rounds + 1):
+            _progress(f"Measuring polls of the dialects: round {number} of {self._rounds}")
+            with contextlib.ExitStack() as stack:
+                loads = {name: stack.enter_context(self._load(command)) for name, command in commands.items()}
+                self._alternate(list(loads.values()))
+                for name, load in loads.items():
+                    runs[name].append(load.finish())
+        return runs
+
     def _create(self, count: int) -> list[Session]:
         _progress(f"Creating sessions: {count:,}")
-        shares = [len(range(start, count, CONNECTIONS)) for start in range(CONNECTIONS)]
+        shares = [min(SHARE, count - start) for start in range(0, count, SHARE)]
         with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
             return [session for created in pool.map(self._create_in_turn, shares) for session in created]
 
@@ -301,12 +334,12 @@ class Benchmark:
             fields = sorted((name, len(value)) for name, value in response.getheaders())
             return response.status, fields, len(response.read())
 
-    def _command(self, operation: Operation, path: str, sessions: Sequence[Session]) -> list[str]:
-        """Return the command that loads this path with requests for these sessions."""
+    def _command(self, operation: Operation, path: str, sessions: Sequence[Session], sides: int = 2) -> list[str]:
+        """Return the command that loads this path with requests for these sessions, one of so many that take turns."""
         chosen = sessions if operation.on_session else sessions[:1]
-        file = self._directory / f"{path.rpartition('/')[2]}.requests"
+        file = self._directory / f"{operation.name}_{path.rpartition('/')[2]}.requests"
         file.write_bytes(b"\0".join(self._raw(*operation.request(path, session)) for session in chosen))
-        duration = 2 * self._seconds + SPARE_S
+        duration = sides * self._seconds + SPARE_S
         options = ["--threads=1", f"--connections={CONNECTIONS}", f"--duration={duration}s", "--timeout=30s"]
         script = [f"--script={HERE / 'load.lua'}", self._homeserver.url, "--", str(file), str(operation.status)]
         return [self._wrk, *options, *script]
@@ -394,19 +427,32 @@ def growth(measurements: Sequence[Measurement]) -> str:
     )
 
 
-def report(measurements: Sequence[Measurement]) -> str:
+def dialect_costs(runs: dict[str, list[Run]]) -> str:
+    """Say what a poll costs in the other dialects, as a share of what it costs in the base protocol."""
+    lines = ["A poll in another dialect, CPU as a multiple of the base protocol's of the same round:"]
+    for operation in (POLL_MSC4108, POLL_MSC4388):
+        pairs = zip(runs[operation.name], runs[POLL.name], strict=True)
+        lines.append(f"{operation.name:9}{_spread([other.cost / base.cost for other, base in pairs])}")
+    return "\n".join(lines)
+
+
+def report(measurements: Sequence[Measurement], dialects: dict[str, list[Run]]) -> str:
     """Return all that is printed."""
     facts = "\n".join(f"{name}: {value}" for name, value in environment().items())
     legend = (
         "Medians over the rounds of the ratios within a round, and in brackets the least and the greatest.\n"
         "1.00: as good as a bare Twisted resource; wanted: CPU at least 0.85."
     )
-    return f"{facts}\n\n{table(measurements)}\n\n{legend}\n{growth(measurements)}"
+    return f"{facts}\n\n{table(measurements)}\n\n{legend}\n{growth(measurements)}\n\n{dialect_costs(dialects)}"
 
 
-def raw(measurements: Sequence[Measurement]) -> dict[str, Any]:
+def raw(measurements: Sequence[Measurement], dialects: dict[str, list[Run]]) -> dict[str, Any]:
     """Return all numbers for a program to read."""
-    return {"environment": environment(), "measurements": [dataclasses.asdict(each) for each in measurements]}
+    return {
+        "environment": environment(),
+        "measurements": [dataclasses.asdict(each) for each in measurements],
+        "dialects": {name: [dataclasses.asdict(run) for run in runs] for name, runs in dialects.items()},
+    }
 
 
 @contextlib.contextmanager
@@ -445,6 +491,22 @@ def options() -> argparse.Namespace:
     return arguments
 
 
+def find_wrk() -> str:
+    """Return where wrk is.
+
+    Raises:
+        BenchmarkError: it is nowhere, or this is no machine to measure on.
+    """
+    if not sys.platform.startswith("linux"):
+        raise BenchmarkError("This benchmark runs only on Linux, which tells how long another process has worked.")
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise BenchmarkError(
+            "This benchmark makes its load with wrk, which is not installed (Debian: apt install wrk)."
+        )
+    return wrk
+
+
 def main() -> int:
     """Run the benchmark and print its result.
 
@@ -452,14 +514,10 @@ def main() -> int:
         The exit status: 0 when there is a result.
     """
     arguments = options()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the homeserver is ended as well
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        print(
-            "This benchmark makes its load with wrk, which is not installed (Debian: apt install wrk).", file=sys.stderr
-        )
-        return 1
+    for interruption in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interruption, lambda *_: sys.exit(1))  # so that the homeserver is ended as well
     try:
+        wrk = find_wrk()
         with tempfile.TemporaryDirectory(prefix="synapse_rendezvous_") as name:
             directory = pathlib.Path(name)
             _progress(f"Starting Synapse {synapse.__version__}")
@@ -467,13 +525,14 @@ def main() -> int:
                 benchmark = Benchmark(
                     homeserver, directory, wrk=wrk, seconds=arguments.seconds, rounds=arguments.rounds
                 )
+                dialects = benchmark.dialects()
                 measurements = benchmark.run(arguments.sessions)
     except (BenchmarkError, DidNotStart) as error:
         print(error, file=sys.stderr)
         return 1
-    print(report(measurements))
+    print(report(measurements, dialects))
     if arguments.json:
-        arguments.json.write_text(json.dumps(raw(measurements), indent=1) + "\n")
+        arguments.json.write_text(json.dumps(raw(measurements, dialects), indent=1) + "\n")
     return 0
 
 

@@ -83,27 +83,47 @@ class Admission:
                 f"synapse_rendezvous_{name}", per_second=limit.per_second, burst_count=limit.burst_count
             )
 
-        self._creation_open = config.create_policy == "open"
+        self._homeserver = homeserver
         self._clients = Clients(config.trusted_proxies)
         self._creates = limiter("create", config.per_client.create)
         self._reads = limiter("read", config.per_client.read)
         self._writes = limiter("write", config.per_client.write)
         self._misses = limiter("miss", config.per_client.miss)
+        self._user_creates = limiter("user_create", config.per_user.create)
 
     def client(self, request: SynapseRequest) -> str:
         """Name the client that a request counts for; see `Clients.name`."""
         return self._clients.name(peer_address(request), forwarded_for(request))
 
-    async def create(self, client: str) -> None:
+    async def create(self, request: SynapseRequest, client: str, policy: str) -> None:
         """Admit a POST.
 
+        Args:
+            request: carries the access token, where one is needed.
+            client: whom it counts for.
+            policy: `open`, `authenticated` or `closed`.
+
         Raises:
-            CreationForbidden: the operator closed creation.
+            CreationForbidden: creation is closed.
+            SynapseError: a signed-in user is needed, and the access token is missing (401), not valid (401) or that of
+                a guest (403).
         """
-        if not self._creation_open:
+        if policy == "closed":
             raise CreationForbidden
         # The pause slows down who asks in a loop. Nobody is in the middle of a pairing here.
         await self._creates.ratelimit(None, key=client, pause=0.5)
+        if policy == "authenticated":
+            await self._user_creates.ratelimit(await self._homeserver.user_of(request), pause=0.5)
+
+    async def may_create(self, request: SynapseRequest, policy: str) -> bool:
+        """Whether whoever sent this request would be admitted with a POST, but for limits.
+
+        Raises:
+            SynapseError: the access token is not valid (401).
+        """
+        if policy == "authenticated":
+            return await self._homeserver.is_from_user(request)
+        return policy == "open"
 
     async def read(self, client: str) -> None:
         """Admit a GET or HEAD."""

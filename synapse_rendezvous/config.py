@@ -2,6 +2,7 @@
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -72,6 +73,14 @@ def _choice(*choices: str) -> Parser:
 def _flag(value: Any, path: Path) -> bool:
     if not isinstance(value, bool):
         raise ConfigError(f"must be true or false; this is {value!r}", path)
+    return value
+
+
+def _path(value: Any, path: Path) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+        raise ConfigError(
+            f"must be a path without a slash at its end, such as /_synapse/client/rendezvous; this is {value!r}", path
+        )
     return value
 
 
@@ -149,6 +158,31 @@ class PerClientLimits:
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
+class PerUserLimits:
+    """How often one signed-in user may do what, where creation needs one."""
+
+    create: RateLimit = _subsection("create", RateLimit(per_second=0.1, burst_count=10))
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
+class DialectConfig:
+    """Whether a protocol is spoken, where, and who may create sessions in it."""
+
+    path: str = _option("path", _path)
+    enabled: bool = _option("enabled", _flag, True)
+    create_policy: str = _option("create_policy", _choice("open", "authenticated", "closed"), "open")
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
+class DialectsConfig:
+    """The protocols."""
+
+    msc3886: DialectConfig = _subsection("msc3886", DialectConfig("/_synapse/client/rendezvous"))
+    msc4108: DialectConfig = _subsection("msc4108", DialectConfig("/_synapse/client/rendezvous/msc4108"))
+    msc4388: DialectConfig = _subsection("msc4388", DialectConfig("/_synapse/client/io.element.msc4388/rendezvous"))
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
 class RendezvousConfig:
     """Everything an operator can set. What each option is for: docs/configuration.md.
 
@@ -157,8 +191,9 @@ class RendezvousConfig:
         max_bytes: how long one payload may be.
         max_sessions: how many sessions may live at once.
         max_total_bytes: how many bytes of payload they may hold together.
-        create_policy: `open` or `closed`.
+        dialects: the protocols, by the names of their proposals.
         per_client: how often one client may do what.
+        per_user: how often one signed-in user may do what.
         trusted_proxies: whose X-Forwarded-For is believed.
         strict_etags: whether entity tags are compared without tolerance for proxies.
     """
@@ -167,8 +202,9 @@ class RendezvousConfig:
     max_bytes: int = _option("max_bytes", _size("1", "1M"), "10K")
     max_sessions: int = _option("max_sessions", _count(1, 10_000_000), 5000)
     max_total_bytes: int = _option("max_total_bytes", _size("1", "16G"), "50M")
-    create_policy: str = _option("create_policy", _choice("open", "closed"), "open")
+    dialects: DialectsConfig = _subsection("dialects", DialectsConfig())
     per_client: PerClientLimits = _subsection("per_client", PerClientLimits())
+    per_user: PerUserLimits = _subsection("per_user", PerUserLimits())
     trusted_proxies: tuple[IPNetwork, ...] = _option(
         "trusted_proxies",
         _networks,
@@ -198,4 +234,14 @@ class RendezvousConfig:
                 f" this is {config.max_total_bytes}",
                 ("max_total_bytes",),
             )
+        paths: dict[str, str] = {}
+        for field in attr.fields(DialectsConfig):
+            dialect = getattr(config.dialects, field.name)
+            if dialect.enabled and paths.setdefault(dialect.path, field.name) != field.name:
+                raise ConfigError(
+                    f"is that of {paths[dialect.path]} as well; each dialect needs its own",
+                    ("dialects", field.name, "path"),
+                )
+        if not paths:
+            raise ConfigError("must have one that is enabled, or the module does nothing", ("dialects",))
         return config

@@ -26,6 +26,18 @@ class PreconditionFailed(SynapseError):
         self.session = session
 
 
+class ReadRefused(LimitExceededError):
+    """A session that exists was read too often.
+
+    Attributes:
+        session: the current revision. Clients keep the tag that they know only if a refusal carries it.
+    """
+
+    def __init__(self, refusal: LimitExceededError, session: Session) -> None:
+        super().__init__(refusal.limiter_name, retry_after_ms=refusal.retry_after_ms)
+        self.session = session
+
+
 class StoreFull(LimitExceededError):
     """The server holds as much as it may; what it holds stays.
 
@@ -41,17 +53,31 @@ class StoreFull(LimitExceededError):
 
 
 class PayloadTooLarge(SynapseError):
-    """The body is longer than `max_bytes`."""
+    """The payload is longer than it may be."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(413, f"The payload is larger than {max_bytes} bytes", Codes.TOO_LARGE)
 
 
+class MissingHeader(SynapseError):
+    """A header field that the protocol requires is not there."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(400, f"Missing required header: {name}", Codes.MISSING_PARAM)
+
+
 class InvalidContentType(SynapseError):
-    """The Content-Type could not be returned as it was sent."""
+    """The Content-Type is none that can be stored."""
 
     def __init__(self, rule: str) -> None:
         super().__init__(400, f"Content-Type {rule}", Codes.INVALID_PARAM)
+
+
+class InvalidBody(SynapseError):
+    """The body is not the JSON that the protocol requires."""
+
+    def __init__(self, rule: str) -> None:
+        super().__init__(400, f"Invalid JSON in request body: {rule}", Codes.INVALID_PARAM)
 
 
 class CreationForbidden(SynapseError):

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Sequence
 
+from synapse.api.auth.base import BaseAuth as Auth
+from synapse.api.errors import SynapseError
 from synapse.api.ratelimiting import Ratelimiter
 from synapse.config.ratelimiting import RatelimitSettings
 from synapse.http.site import SynapseRequest, XForwardedForRequest
-from synapse.module_api import ModuleApi
+from synapse.module_api import ModuleApi, Requester
 from synapse.module_api.errors import ConfigError
 
 OLDEST_SYNAPSE = (1, 140)
@@ -50,6 +52,7 @@ class Homeserver:
     """
 
     def __init__(self, api: ModuleApi) -> None:
+        self._api = api
         self._hs = api._hs
         self.clock = self._hs.get_clock()
 
@@ -61,14 +64,39 @@ class Homeserver:
             cfg=RatelimitSettings(key=name, per_second=per_second, burst_count=burst_count),
         )
 
+    async def user_of(self, request: SynapseRequest) -> Requester:
+        """Return who sent a request; ask once a request at most.
+
+        Raises:
+            SynapseError: there is no access token (401), or none that is valid (401), or a guest's (403).
+        """
+        return await self._api.get_user_by_req(request, allow_guest=False)
+
+    async def is_from_user(self, request: SynapseRequest) -> bool:
+        """Whether a signed-in user, not a guest, sent a request; ask once a request at most.
+
+        Raises:
+            SynapseError: the access token is not valid (401).
+        """
+        if not Auth.has_access_token(request):
+            return False
+        try:
+            await self.user_of(request)
+        except SynapseError as error:
+            if error.code != 403:
+                raise
+            return False
+        return True
+
     def refuse_conflicts(self, path: str) -> None:
-        """Refuse to run where something else serves the same path, which Synapse would let happen unnoticed.
+        """Refuse to mount at a path that something else serves, which Synapse would let happen unnoticed.
 
         Raises:
             ConfigError: Synapse's own MSC4108 server is on, half of which our resource would replace; or another
                 module, which comes first, has the path.
         """
-        if getattr(self._hs.config.experimental, "msc4108_enabled", False):
+        builtin = "/_synapse/client/rendezvous"
+        if path == builtin and getattr(self._hs.config.experimental, "msc4108_enabled", False):
             raise ConfigError(
                 "Synapse's own rendezvous server is switched on at the path of synapse_rendezvous. Remove"
                 " experimental_features.msc4108_enabled, or remove synapse_rendezvous from modules.",

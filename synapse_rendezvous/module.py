@@ -7,9 +7,12 @@ from synapse.module_api import ModuleApi
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.admission import Admission
-from synapse_rendezvous.config import RendezvousConfig
-from synapse_rendezvous.dialects import MSC3886Dialect
+from synapse_rendezvous.config import DialectConfig, RendezvousConfig
+from synapse_rendezvous.dialects import Dialect
 from synapse_rendezvous.homeserver import Homeserver, require_supported
+from synapse_rendezvous.msc3886 import MSC3886Dialect
+from synapse_rendezvous.msc4108 import MSC4108Dialect
+from synapse_rendezvous.msc4388 import MSC4388Dialect
 from synapse_rendezvous.resource import RendezvousResource
 from synapse_rendezvous.store import MemorySessionStore
 
@@ -32,32 +35,64 @@ class RendezvousModule:
 
     def __init__(self, config: RendezvousConfig, api: ModuleApi) -> None:
         homeserver = Homeserver(api)
-        homeserver.refuse_conflicts(MSC3886Dialect.path)
         store = MemorySessionStore(
             homeserver.clock.time_msec,
             ttl_ms=config.ttl_ms,
             max_sessions=config.max_sessions,
             max_total_bytes=config.max_total_bytes,
         )
-        dialect = MSC3886Dialect(public_baseurl=api.public_baseurl, max_bytes=config.max_bytes, ttl_ms=config.ttl_ms)
-        resource = RendezvousResource(
-            clock=homeserver.clock,
-            dialect=dialect,
-            store=store,
-            admission=Admission(homeserver, config),
-            strict_etags=config.strict_etags,
-        )
-        api.register_web_resource(dialect.path, resource)
+        admission = Admission(homeserver, config)
+        base_url = api.public_baseurl.rstrip("/")
+        dialects: list[tuple[DialectConfig, Dialect]] = [
+            (
+                config.dialects.msc3886,
+                MSC3886Dialect(
+                    base_url=base_url,
+                    path=config.dialects.msc3886.path,
+                    max_bytes=config.max_bytes,
+                    ttl_ms=config.ttl_ms,
+                    strict_etags=config.strict_etags,
+                ),
+            ),
+            (
+                config.dialects.msc4108,
+                MSC4108Dialect(
+                    base_url=base_url,
+                    path=config.dialects.msc4108.path,
+                    max_bytes=MSC4108Dialect.MAX_BYTES,
+                    ttl_ms=config.ttl_ms,
+                    strict_etags=config.strict_etags,
+                ),
+            ),
+            (config.dialects.msc4388, MSC4388Dialect()),
+        ]
+        for options, dialect in dialects:
+            if options.enabled:
+                homeserver.refuse_conflicts(options.path)
+                resource = RendezvousResource(
+                    clock=homeserver.clock,
+                    sleep=api.sleep,
+                    path=options.path,
+                    dialect=dialect,
+                    store=store,
+                    admission=admission,
+                    create_policy=options.create_policy,
+                )
+                api.register_web_resource(options.path, resource)
+                _warn_of_browsers(dialect, options)
         api.looping_background_call(
             store.sweep, SWEEP_INTERVAL_MS, desc="synapse_rendezvous_sweep", run_on_all_instances=True
         )
         logger.info(
-            "synapse_rendezvous %s on %s: %s, creation %s, ttl %g s, at most %d bytes a payload, %d sessions and %d"
-            " bytes in all; a client may create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
+            "synapse_rendezvous %s on %s: %s; ttl %g s, at most %d bytes a payload, %d sessions and %d bytes in all;"
+            " a client may create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
             __version__,
             api.worker_name or "main",
-            dialect.path,
-            config.create_policy,
+            ", ".join(
+                f"{dialect.name} at {options.path} (creation {options.create_policy})"
+                for options, dialect in dialects
+                if options.enabled
+            ),
             config.ttl_ms / 1000,
             config.max_bytes,
             config.max_sessions,
@@ -79,3 +114,22 @@ class RendezvousModule:
         """
         require_supported(synapse.__version__)
         return RendezvousConfig.parse(config)
+
+
+def _warn_of_browsers(dialect: Dialect, options: DialectConfig) -> None:
+    """Say where web clients on other origins cannot work: Synapse answers their preflights by the path alone."""
+    conditional = options.path.startswith("/_synapse/client/rendezvous")
+    if conditional and options.create_policy == "authenticated":
+        logger.warning(
+            "Web clients cannot create sessions at %s: below /_synapse/client/rendezvous, Synapse does not let browsers"
+            " send Authorization. Other clients can. See dialects.%s.create_policy in docs/configuration.md",
+            options.path,
+            dialect.name,
+        )
+    if not conditional and dialect.conditional:
+        logger.warning(
+            "Web clients cannot use %s: only below /_synapse/client/rendezvous, Synapse lets browsers send If-Match and"
+            " If-None-Match. Other clients can. See dialects.%s.path in docs/configuration.md",
+            options.path,
+            dialect.name,
+        )

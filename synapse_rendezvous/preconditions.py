@@ -6,8 +6,8 @@ import enum
 import re
 import time
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-import attr
 from twisted.web.http_headers import Headers
 
 from synapse_rendezvous.session import Session, Write
@@ -16,13 +16,15 @@ from synapse_rendezvous.session import Session, Write
 # 8.8.3), so lists are never split on them.
 _TOKEN = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|(,)|[^ \t,"]+|"')
 
+# A tag of ours, as we sent it.
+_OWN_TAG = re.compile(rb'"([0-9a-z]+)"')
+
 # What proxies append to a tag when they compress the payload: nginx and HAProxy weaken the tag, Apache, lighttpd
 # and Caddy add the coding. Our own tags are only [0-9a-z], so what is left is never ambiguous.
 _CODED_TAG = re.compile(rb"(?:W/)?([0-9a-z]+)(?:--gzip|;gzip|-gzip|-br|-zstd|-deflate)?")
 
 
-@attr.s(auto_attribs=True, frozen=True, slots=True)
-class EntityTags:
+class EntityTags(NamedTuple):
     """The value of one If-Match or If-None-Match field.
 
     Attributes:
@@ -43,6 +45,8 @@ class EntityTags:
             tolerant: read a tag that a proxy weakened, suffixed or unquoted as the one that was sent. This cannot
                 accept a wrong revision, because every revision has a tag of its own.
         """
+        if len(lines) == 1 and (sole := _OWN_TAG.fullmatch(lines[0])):  # what nearly all requests have
+            return cls(any=False, tags=frozenset((sole[1],)))
         value = b",".join(lines)
         if value.strip(b" \t") == b"*":
             return cls(any=True, tags=frozenset())
@@ -100,8 +104,7 @@ class Verdict(enum.Enum):
     FAILED = enum.auto()
 
 
-@attr.s(auto_attribs=True, frozen=True, slots=True)
-class Preconditions:
+class Preconditions(NamedTuple):
     """The precondition fields of one request; None where a field is absent or to be ignored.
 
     Attributes:
@@ -109,12 +112,15 @@ class Preconditions:
         if_none_match: section 13.1.2.
         if_modified_since_s: section 13.1.3, in seconds since the epoch.
         if_unmodified_since_s: section 13.1.4, in seconds since the epoch.
+        repeats_from_any: whether a write that repeats the current revision counts as done whichever older revision
+            it names, not only the one that was replaced.
     """
 
     if_match: EntityTags | None = None
     if_none_match: EntityTags | None = None
     if_modified_since_s: int | None = None
     if_unmodified_since_s: int | None = None
+    repeats_from_any: bool = False
 
     @classmethod
     def read(cls, headers: Headers, *, tolerant: bool) -> "Preconditions":
@@ -162,12 +168,13 @@ class Preconditions:
         """Whether this request asks again for the write that made the current revision.
 
         Proxies send a PUT a second time when the first answer got lost; RFC 9110 section 13.1.1 allows to answer it
-        as a success. Only the revision replaced by that write, with the same bytes and the same type, counts.
+        as a success. Only the revision replaced by that write, with the same bytes and the same type, counts, unless
+        `repeats_from_any`.
         """
         return (
             self.if_match is not None
             and session.tag not in self.if_match.tags
-            and session.previous_tag in self.if_match.tags
+            and (self.repeats_from_any or session.previous_tag in self.if_match.tags)
             and session.payload == write.payload
             and session.content_type == write.content_type
         )

@@ -2,21 +2,27 @@
 
 import logging
 import re
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import IO, TYPE_CHECKING, Any
 
-from synapse.api.errors import Codes, SynapseError
+from synapse.api.errors import Codes, LimitExceededError, SynapseError
 from synapse.http.server import finish_request
 from synapse.http.site import SynapseRequest
+from synapse.logging.context import set_current_context
 from synapse.module_api import DirectServeJsonResource
-from twisted.internet.defer import CancelledError
-from twisted.python.failure import Failure
+from twisted.web.server import NOT_DONE_YET, Request
 
 from synapse_rendezvous.admission import Admission
-from synapse_rendezvous.dialects import MSC3886Dialect, Response
-from synapse_rendezvous.errors import MethodNotAllowed, NotForDisplay, PreconditionFailed, SessionNotFound
-from synapse_rendezvous.preconditions import Preconditions, Verdict
-from synapse_rendezvous.session import SESSION_ID, Write
+from synapse_rendezvous.dialects import Dialect, Response
+from synapse_rendezvous.errors import (
+    MethodNotAllowed,
+    NotForDisplay,
+    PreconditionFailed,
+    ReadRefused,
+    SessionNotFound,
+)
+from synapse_rendezvous.preconditions import Verdict
+from synapse_rendezvous.session import RANDOM_ID, new_random_id
 from synapse_rendezvous.store import SessionStore
 
 if TYPE_CHECKING:
@@ -26,38 +32,48 @@ logger = logging.getLogger(__name__)
 
 # On every answer, errors included. What each is for: docs/protocol.md.
 _COMMON_HEADERS = (
-    (b"Cache-Control", b"no-store, no-transform"),
-    (b"Pragma", b"no-cache"),
-    (b"Access-Control-Allow-Origin", b"*"),
-    (b"Access-Control-Expose-Headers", b"ETag, Location, X-Max-Bytes, Retry-After"),
-    (b"Cross-Origin-Resource-Policy", b"cross-origin"),
-    (b"X-Content-Type-Options", b"nosniff"),
-    (b"Content-Security-Policy", b"sandbox; default-src 'none'; frame-ancestors 'none'"),
+    (b"Cache-Control", (b"no-store, no-transform",)),
+    (b"Pragma", (b"no-cache",)),
+    (b"Access-Control-Allow-Origin", (b"*",)),
+    (b"Access-Control-Expose-Headers", (b"ETag, Location, X-Max-Bytes, Retry-After",)),
+    (b"Cross-Origin-Resource-Policy", (b"cross-origin",)),
+    (b"X-Content-Type-Options", (b"nosniff",)),
+    (b"Content-Security-Policy", (b"sandbox; default-src 'none'; frame-ancestors 'none'",)),
 )
 
 
 class RendezvousResource(DirectServeJsonResource):
-    """Serves the collection and all its sessions at one path. Its name is the `servlet` in Synapse's metrics.
+    """Serves the collection and the sessions of one dialect. Its name is the `servlet` in Synapse's metrics.
 
     Args:
         clock: Synapse's clock.
+        sleep: waits for so many seconds.
+        path: where it is mounted.
         dialect: the protocol spoken here.
         store: where the sessions are.
         admission: who may do what.
-        strict_etags: compare entity tags by the letter of RFC 9110, without tolerance for what proxies do to them.
+        create_policy: who may create here: `open`, `authenticated` or `closed`.
     """
 
-    isLeaf = True
-
     def __init__(
-        self, *, clock: "Clock", dialect: MSC3886Dialect, store: SessionStore, admission: Admission, strict_etags: bool
+        self,
+        *,
+        clock: "Clock",
+        sleep: Callable[[float], Awaitable[None]],
+        path: str,
+        dialect: Dialect,
+        store: SessionStore,
+        admission: Admission,
+        create_policy: str,
     ) -> None:
         super().__init__(clock=clock)
         self._dialect = dialect
         self._store = store
         self._admission = admission
-        self._tolerant = not strict_etags
-        self._paths = re.compile(rb"%b(?:/(%b)?)?" % (re.escape(dialect.path.encode("ascii")), SESSION_ID))
+        self._create_policy = create_policy
+        self._now_ms = clock.time_msec
+        self._sleep = sleep
+        self._paths = re.compile(f"{re.escape(path)}(?:/({dialect.id_prefix}{RANDOM_ID})?)?".encode("ascii"))
         self._collection: dict[bytes, Callable[[SynapseRequest, str], Awaitable[Response]]] = {
             b"GET": self._describe,
             b"HEAD": self._describe,
@@ -70,16 +86,51 @@ class RendezvousResource(DirectServeJsonResource):
             b"DELETE": self._delete,
         }
 
+    def getChild(self, _name: bytes, _request: Request) -> "RendezvousResource":
+        """Called by Twisted for what is below the path. Not a leaf, because another dialect may be mounted below."""
+        return self
+
+    def render(self, request: SynapseRequest) -> int:
+        """Called by Twisted. Answers at once where nothing has to be waited for, which is nearly always.
+
+        Synapse's own `render` costs more than an answer does; it takes over where there is something to wait for.
+        """
+        answering = self._respond(request)
+        try:
+            awaited = answering.send(None)
+        except StopIteration:
+            return NOT_DONE_YET
+        self._begun = _Begun(answering, awaited)
+        if request.logcontext is not None:
+            set_current_context(request.logcontext)  # whoever waits has left it
+        return super().render(request)
+
     async def _async_render(self, request: SynapseRequest) -> None:
+        # Called by Synapse within `render`, so it is this request that has begun.
+        await self._begun
+
+    async def _respond(self, request: SynapseRequest) -> None:
+        try:
+            response = await self._answer(request)
+        except SynapseError as error:
+            if isinstance(error, LimitExceededError) and error.pause:
+                await self._sleep(error.pause)
+            response = self._dialect.failed(error)
+        except Exception as error:
+            # Not the path: it holds the id. The log context names the request.
+            logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
+            response = self._dialect.failed(SynapseError(500, "Internal server error", Codes.UNKNOWN))
+        self._write(request, response)
+
+    async def _answer(self, request: SynapseRequest) -> Response:
         client = self._admission.client(request)
         try:
-            response = await self._answer(request, client)
+            return await self._operate(request, client)
         except SessionNotFound:
             await self._admission.miss(client)
             raise
-        self._write(request, response)
 
-    async def _answer(self, request: SynapseRequest, client: str) -> Response:
+    async def _operate(self, request: SynapseRequest, client: str) -> Response:
         # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
         match = self._paths.fullmatch(request.path)
         if match is None:
@@ -96,72 +147,81 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _describe(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.read(client)
-        return self._dialect.described()
+        return self._dialect.described(await self._admission.may_create(request, self._create_policy))
 
     async def _create(self, request: SynapseRequest, client: str) -> Response:
-        await self._admission.create(client)
-        return self._dialect.created(await self._store.create(self._read_write(request)))
+        await self._admission.create(request, client, self._create_policy)
+        write = self._dialect.read_create(request.requestHeaders, _content(request))
+        session = await self._store.create(self._dialect.id_prefix + new_random_id(), write)
+        return self._dialect.created(session, self._now_ms())
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        await self._admission.read(client)
-        self._refuse_display(request)
+        try:
+            await self._admission.read(client)
+        except LimitExceededError as refusal:
+            raise ReadRefused(refusal, await self._store.get(session_id)) from None
+        headers = request.requestHeaders
+        if self._dialect.is_for_display(headers):
+            raise NotForDisplay
         session = await self._store.get(session_id)
-        verdict = self._preconditions(request).evaluate(session, safe=True)
+        verdict = self._dialect.read_conditions(headers).evaluate(session, safe=True)
         if verdict is Verdict.NOT_MODIFIED:
             return self._dialect.unchanged(session)
         if verdict is Verdict.FAILED:
             raise PreconditionFailed(session)
-        return self._dialect.shown(session)
+        return self._dialect.shown(session, self._now_ms())
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)
-        session = await self._store.replace(session_id, self._read_write(request), self._preconditions(request))
-        return self._dialect.updated(session)
+        write, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
+        return self._dialect.updated(await self._store.replace(session_id, write, preconditions))
 
     async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)
-        await self._store.delete(session_id, self._preconditions(request))
+        await self._store.delete(session_id, self._dialect.read_conditions(request.requestHeaders))
         return self._dialect.deleted()
-
-    def _read_write(self, request: SynapseRequest) -> Write:
-        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
-        return self._dialect.read_write(request.requestHeaders, request.content)
-
-    def _preconditions(self, request: SynapseRequest) -> Preconditions:
-        return Preconditions.read(request.requestHeaders, tolerant=self._tolerant)
-
-    def _refuse_display(self, request: SynapseRequest) -> None:
-        """Refuse a browser that wants the payload as a page, frame, image or script (Fetch Metadata).
-
-        A script's own `fetch` has the destination `empty`; programs that are no browsers send neither field.
-        """
-        headers = request.requestHeaders
-        if headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"] or headers.getRawHeaders(
-            b"Sec-Fetch-Mode"
-        ) == [b"navigate"]:
-            raise NotForDisplay
 
     def _write(self, request: SynapseRequest, response: Response) -> None:
         request.setResponseCode(response.code)
         if request._disconnected:
             return
-        for name, value in _COMMON_HEADERS:
-            request.setHeader(name, value)
+        set_raw_headers = request.responseHeaders.setRawHeaders
+        for name, values in _COMMON_HEADERS:
+            set_raw_headers(name, values)
         for name, value in response.headers:
-            request.setHeader(name, value)
+            set_raw_headers(name, (value,))
         if response.body is not None:
-            request.setHeader(b"Content-Length", b"%d" % len(response.body))
+            set_raw_headers(b"Content-Length", (b"%d" % len(response.body),))
             request.write(response.body)
         finish_request(request)
 
-    def _send_error_response(self, f: Failure, request: SynapseRequest) -> None:
-        """Called by Synapse with whatever was raised. Overridden so that errors, too, pass through `_write`."""
-        if request.startedWriting or isinstance(f.value, CancelledError):  # nobody is there to be answered
-            super()._send_error_response(f, request)
-            return
-        error = f.value
-        if not isinstance(error, SynapseError):
-            # Not the path: it holds the id. The log context names the request.
-            logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
-            error = SynapseError(500, "Internal server error", Codes.UNKNOWN)
-        self._write(request, self._dialect.failed(error))
+
+class _Begun:
+    """A coroutine that was begun by hand, to go on in an await.
+
+    Args:
+        coroutine: what was begun.
+        awaited: what it waits for.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = awaited
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        while True:
+            try:
+                try:
+                    result = yield self._awaited
+                except BaseException as error:  # whatever it is, it is the coroutine's
+                    self._awaited = self._coroutine.throw(error)
+                else:
+                    self._awaited = self._coroutine.send(result)
+            except StopIteration:
+                return
+
+
+def _content(request: SynapseRequest) -> IO[bytes]:
+    content: IO[bytes] | None = request.content
+    assert content is not None  # noqa: S101 (Twisted sets it before it renders)
+    return content

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import attr
 
-SESSION_ID = rb"[A-Za-z0-9_-]{22}"
-"""A pattern of what every session id looks like: 128 random bits in unpadded base64url."""
+RANDOM_ID = r"[A-Za-z0-9_-]{22}"
+"""A pattern of what `new_random_id` returns: 128 random bits in unpadded base64url."""
 
 
-def new_session_id() -> str:
+def new_random_id() -> str:
     """Return an id that nobody can guess and that says nothing of when it was made."""
     return secrets.token_urlsafe(16)
 
@@ -40,7 +40,7 @@ class Session:
     """One revision of a session, as it stands in a store.
 
     Attributes:
-        id: see `new_session_id`.
+        id: names it among all sessions; a dialect's prefix and 128 random bits.
         payload: the bytes last written.
         content_type: the Content-Type they were written with.
         tag: names this revision; the entity tag without its quotes.
@@ -58,10 +58,10 @@ class Session:
     expires_ms: int
 
     @classmethod
-    def create(cls, write: Write, now_ms: int, ttl_ms: int) -> "Session":
+    def create(cls, session_id: str, write: Write, now_ms: int, ttl_ms: int) -> "Session":
         """Return the first revision of a new session that lives for `ttl_ms` from `now_ms`."""
         return cls(
-            id=new_session_id(),
+            id=session_id,
             payload=write.payload,
             content_type=write.content_type,
             tag=new_tag(),

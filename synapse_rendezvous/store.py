@@ -12,8 +12,8 @@ from synapse_rendezvous.session import Session, Write
 class SessionStore(Protocol):
     """Keeps sessions until they are deleted or expire. Each operation is atomic: it checks and acts in one step."""
 
-    async def create(self, write: Write) -> Session:
-        """Begin a session.
+    async def create(self, session_id: str, write: Write) -> Session:
+        """Begin a session under a new id.
 
         Raises:
             StoreFull: there is no room for it. No live session is ever given up for a new one.
@@ -74,7 +74,7 @@ class MemorySessionStore:
         """How many bytes of payload they hold together."""
         return self._total_bytes
 
-    async def create(self, write: Write) -> Session:
+    async def create(self, session_id: str, write: Write) -> Session:
         """See `SessionStore.create`."""
         now_ms = self._now_ms()
         size = len(write.payload)
@@ -83,8 +83,8 @@ class MemorySessionStore:
             if len(self._sessions) >= self._max_sessions:
                 raise StoreFull("max_sessions")
         self._make_room(size, now_ms)
-        session = Session.create(write, now_ms, self._ttl_ms)
-        self._sessions[session.id] = session
+        session = Session.create(session_id, write, now_ms, self._ttl_ms)
+        self._sessions[session_id] = session
         self._total_bytes += size
         return session
 

@@ -23,7 +23,7 @@ sys.path.insert(1, str(HARNESS))
 
 if not HARNESS.exists():
     print(f"Skipping the tests that need Synapse's harness: {HARNESS} is missing; `make test` fetches it.")
-    collect_ignore = ["test_resource.py"]
+    collect_ignore = ["test_dialects.py", "test_resource.py", "test_synapse_own.py"]
     if "CI" in os.environ:
         raise SystemExit("In CI nothing may be skipped.")
 
@@ -31,7 +31,7 @@ if not HARNESS.exists():
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and "CI" in os.environ:
+    if report.skipped and "CI" in os.environ and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
     return report
 

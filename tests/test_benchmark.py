@@ -27,7 +27,7 @@ def test_short_form(tmp_path: pathlib.Path) -> None:
         each["operation"]["name"] for each in json.loads((tmp_path / "result.json").read_text())["measurements"]
     ]
     assert {"poll", "read", "write", "create"} == set(measured)
-    for name in measured:
+    for name in (*measured, "msc4108", "msc4388"):
         assert f"\n{name} " in done.stdout
 
 

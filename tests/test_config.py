@@ -30,7 +30,7 @@ def test_defaults() -> None:
     )
     assert DEFAULTS.max_total_bytes >= DEFAULTS.max_sessions * DEFAULTS.max_bytes
     assert RateLimit(0.5, 40) == DEFAULTS.per_client.create
-    assert "open" == DEFAULTS.create_policy
+    assert "open" == DEFAULTS.dialects.msc4108.create_policy
     assert not DEFAULTS.strict_etags
 
 
@@ -66,6 +66,17 @@ def test_partial_limit() -> None:
     assert RateLimit(0.5, 7) == limits.create
     assert RateLimit(9, 30) == limits.miss
     assert DEFAULTS.per_client.read == limits.read
+
+
+def test_dialects() -> None:
+    """Dialects are moved, closed and switched off each by itself; one that is off leaves its path to another."""
+    dialects = RendezvousConfig.parse(
+        {"dialects": {"msc3886": {"enabled": False}, "msc4108": {"path": "/_synapse/client/rendezvous"}}}
+    ).dialects
+
+    assert not dialects.msc3886.enabled
+    assert "/_synapse/client/rendezvous" == dialects.msc4108.path
+    assert DEFAULTS.dialects.msc4388 == dialects.msc4388
 
 
 def test_networks() -> None:
@@ -106,8 +117,28 @@ def test_networks() -> None:
         ({"max_sessions": "5000"}, "max_sessions", "this is '5000'"),
         ({"max_sessions": True}, "max_sessions", "this is True"),
         ({"max_total_bytes": "9K"}, "max_total_bytes", "must be at least max_bytes (10240)"),
-        ({"create_policy": "closde"}, "create_policy", "must be open or closed; this is 'closde'"),
-        ({"create_policy": []}, "create_policy", "must be open or closed"),
+        (
+            {"dialects": {"msc4108": {"create_policy": "closde"}}},
+            "dialects.msc4108.create_policy",
+            "must be open or authenticated or closed; this is 'closde'",
+        ),
+        ({"dialects": {"msc4108": {"create_policy": []}}}, "dialects.msc4108.create_policy", "must be open or"),
+        ({"dialects": {"msc4018": {}}}, "dialects.msc4018", "did you mean msc4108?"),
+        ({"dialects": {"msc4108": {"path": "/rendezvous/"}}}, "dialects.msc4108.path", "without a slash at its end"),
+        ({"dialects": {"msc4108": {"path": "rendezvous"}}}, "dialects.msc4108.path", "must be a path"),
+        ({"dialects": {"msc4108": {"path": "/_synapse//x"}}}, "dialects.msc4108.path", "must be a path"),
+        ({"dialects": {"msc4108": {"path": "/a b"}}}, "dialects.msc4108.path", "this is '/a b'"),
+        ({"dialects": {"msc4108": {"path": 5}}}, "dialects.msc4108.path", "this is 5"),
+        (
+            {"dialects": {"msc4108": {"path": "/_synapse/client/rendezvous"}}},
+            "dialects.msc4108.path",
+            "is that of msc3886 as well",
+        ),
+        (
+            {"dialects": {name: {"enabled": False} for name in ("msc3886", "msc4108", "msc4388")}},
+            "dialects",
+            "must have one that is enabled",
+        ),
         ({"strict_etags": "yes"}, "strict_etags", "must be true or false; this is 'yes'"),
         ({"trusted_proxies": "10.0.0.0/8"}, "trusted_proxies", "must be a list of networks"),
         ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies.<item 0>", "must be an address or a network"),

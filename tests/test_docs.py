@@ -47,7 +47,7 @@ def rows() -> dict[str, list[str]]:
     """Return the table of options: default, from, to."""
     found = {}
     for line in CONFIGURATION.splitlines():
-        if row := re.fullmatch(r"\| `([a-z_.]+)` \|(.*)\|", line):
+        if row := re.fullmatch(r"\| `([a-z0-9_.]+)` \|(.*)\|", line):
             cells = [cell.strip().strip("`") for cell in row[2].split("|")]
             if len(cells) == 4:
                 found[row[1]] = cells[1:]
@@ -116,8 +116,10 @@ def test_layers() -> None:
         ["__main__", "demo", "throwaway"],
         ["module"],
         ["resource"],
-        ["admission", "dialects", "store"],
-        ["preconditions", "errors", "homeserver"],
+        ["admission", "msc4108"],
+        ["homeserver", "msc3886", "msc4388", "store"],
+        ["dialects", "errors"],
+        ["preconditions"],
         ["session", "config"],
     ]
     depth = {room: level for level, rooms in enumerate(layers) for room in rooms}

@@ -13,7 +13,11 @@ from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "10000"))
 CONNECTIONS = 8
-PATH = b"/_synapse/client/rendezvous"
+PATHS = [
+    b"/_synapse/client/rendezvous",
+    b"/_synapse/client/rendezvous/msc4108",
+    b"/_synapse/client/io.element.msc4388/rendezvous",
+]
 
 METHODS = [b"GET"] * 6 + [b"PUT"] * 6 + [b"POST"] * 4 + [b"DELETE", b"DELETE", b"HEAD", b"PATCH", b"OPTIONS", b"BREW"]
 FIELDS = [b"If-Match", b"If-None-Match", b"If-Modified-Since", b"If-Unmodified-Since", b"Content-Type", b"Range"]
@@ -27,6 +31,7 @@ class Client:
 
     def __init__(self, seed: int, port: int) -> None:
         self._random = random.Random(seed)
+        self._path = PATHS[seed % len(PATHS)]
         self._port = port
         self._known: list[tuple[bytes, bytes]] = []
         self.statuses: Counter[int] = Counter()
@@ -62,9 +67,14 @@ class Client:
             # the connection and logs an error before it looks for a resource.
             noise = self._bytes(60).translate(None, b"\0\n\v\f\r\x1c\x1d\x1e\x85")
             fields.append(pick(FIELDS) + b": " + pick([*VALUES, noise, tag, tag, b"W/" + tag, tag[:-1] + b'-gzip"']))
+        if self._random.random() < 0.5:
+            fields.append(b"Content-Type: text/plain")
         body = b""
         if method in (b"PUT", b"POST", b"PATCH"):
-            body = pick([b"", b"\0", self._bytes(2000), b"x" * 10240, b"x" * 10241])
+            token = tag.strip(b'"')
+            fine = b'{"data": "%d", "sequence_token": "%b"}' % (self._random.randrange(3), token)
+            body = pick([b"", b"\0", self._bytes(2000), b"x" * 10240, b"x" * 10241, b"x" * 4096, b"x" * 4097])
+            body = pick([body, fine, fine, fine.replace(b":", pick([b"", b": [", b": {}"])), b"[" * 9999])
         if self._random.random() < 0.2:
             cut = self._random.randrange(len(body) + 1)
             chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:cut], body[cut:]) if part)
@@ -72,7 +82,7 @@ class Client:
             body = chunks + b"0\r\n\r\n"
         else:
             fields.append(b"Content-Length: %d" % len(body))
-        return method, b"\r\n".join([method + b" " + PATH + below + b" HTTP/1.1", b"Host: x", *fields, b"", body])
+        return method, b"\r\n".join([method + b" " + self._path + below + b" HTTP/1.1", b"Host: x", *fields, b"", body])
 
     async def _read(self, reader: asyncio.StreamReader, method: bytes) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -91,9 +101,11 @@ class Client:
         if status >= 400:
             assert b"application/json" == fields[b"content-type"], head
             assert method == b"HEAD" or {"errcode", "error"} <= set(json.loads(content))
-        if status in (200, 202, 304) and b"etag" in fields and b"location" in fields:
-            self._known.append((json.loads(content)["id"].encode(), fields[b"etag"]))
-            self._known = self._known[-20:]
+        if method == b"POST" and status in (200, 201):
+            created = json.loads(content)
+            id_ = created["id"] if "id" in created else created["url"].rpartition("/")[2]
+            tag = fields[b"etag"] if b"etag" in fields else created["sequence_token"].encode()
+            self._known = [*self._known[-19:], (id_.encode(), tag)]
 
 
 def test_random_requests(tmp_path: pathlib.Path) -> None:
@@ -128,5 +140,5 @@ def test_random_requests(tmp_path: pathlib.Path) -> None:
 
     print(f"{REQUESTS} requests: {sorted(statuses.items())}; memory grew by {growth / 1e6:.1f} MB")
     assert not [status for status in statuses if status >= 500]
-    assert {200, 202, 204, 304, 404, 405, 412, 413} <= set(statuses)
+    assert {200, 201, 202, 204, 304, 400, 404, 405, 409, 412, 413} <= set(statuses)
     assert growth < 10_000_000

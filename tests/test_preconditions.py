@@ -206,3 +206,11 @@ def test_repeat(value: bytes | None, payload: bytes, content_type: bytes, is_rep
     preconditions = Preconditions.read(Headers({b"If-Match": [value]} if value is not None else None), tolerant=True)
 
     assert is_repeat == preconditions.repeat(SESSION, Write(payload, content_type))
+
+
+def test_repeat_from_any() -> None:
+    """Where it is enough that the data are current, every older revision will do."""
+    known = EntityTags(any=False, tags=frozenset({b"zz"}))
+
+    assert Preconditions(if_match=known, repeats_from_any=True).repeat(SESSION, Write(b"hello", b"text/plain"))
+    assert not Preconditions(if_match=known, repeats_from_any=True).repeat(SESSION, Write(b"bye", b"text/plain"))

@@ -1,11 +1,11 @@
 """The protocol through Synapse's own test homeserver, under its fake clock."""
 
-import json
 import re
 from typing import Any, ClassVar
 from unittest.mock import patch
 
 from parameterized import parameterized
+from rendezvous_case import RendezvousTestCase
 from synapse.http.site import XForwardedForRequest
 from synapse.module_api.errors import ConfigError
 from tests.unittest import HomeserverTestCase
@@ -14,74 +14,7 @@ from twisted.web.http import stringToDatetime
 from synapse_rendezvous import RendezvousModule
 from synapse_rendezvous.store import MemorySessionStore
 
-PATH = "/_synapse/client/rendezvous"
-
-COMMON = {
-    "Cache-Control": ["no-store, no-transform"],
-    "Pragma": ["no-cache"],
-    "Access-Control-Allow-Origin": ["*"],
-    "Access-Control-Expose-Headers": ["ETag, Location, X-Max-Bytes, Retry-After"],
-    "Cross-Origin-Resource-Policy": ["cross-origin"],
-    "X-Content-Type-Options": ["nosniff"],
-    "Content-Security-Policy": ["sandbox; default-src 'none'; frame-ancestors 'none'"],
-}
-
-
-class RendezvousTestCase(HomeserverTestCase):
-    """A homeserver with the module."""
-
-    options: ClassVar[dict[str, Any]] = {}
-
-    def default_config(self) -> dict[str, Any]:
-        config: dict[str, Any] = super().default_config()
-        config.setdefault("modules", []).append(
-            {"module": "synapse_rendezvous.RendezvousModule", "config": self.options}
-        )
-        return config
-
-    def create_resource_dict(self) -> dict[str, Any]:
-        return {**super().create_resource_dict(), **self.hs._module_web_resources}
-
-    def call(self, method: str, below: str = "", content: bytes = b"", *headers: tuple[str, bytes], **more: Any) -> Any:
-        """Send a request and check what holds for every answer."""
-        channel = self.make_request(
-            method.encode("latin-1"),
-            (PATH + below).encode("latin-1"),
-            content,
-            shorthand=False,
-            custom_headers=[(name.encode(), value) for name, value in headers],
-            **{"content_type": b"text/plain", **more},
-        )
-        for name, values in COMMON.items():
-            self.assertEqual(values, channel.headers.getRawHeaders(name), (method, below, name))
-        types = channel.headers.getRawHeaders(b"Content-Type")
-        if channel.code in (204, 304):
-            self.assertIsNone(types)
-            self.assertIsNone(channel.headers.getRawHeaders("Content-Length"))
-            self.assertNotIn("body", channel.result)
-        else:
-            self.assertEqual(1, len(types))
-            if method != "HEAD":
-                length = len(channel.result.get("body", b""))
-                self.assertEqual([str(length)], channel.headers.getRawHeaders("Content-Length"))
-        if channel.code >= 400 and method != "HEAD":
-            self.assertEqual([b"application/json"], types)
-            self.assertLessEqual({"errcode", "error"}, set(json.loads(channel.result["body"])))
-        return channel
-
-    def create(self, content: bytes = b"hello", **more: Any) -> tuple[str, bytes]:
-        """Create a session; return what to append to the path for it, and its ETag."""
-        channel = self.call("POST", "", content, **more)
-        self.assertEqual(200, channel.code)
-        return f"/{channel.json_body['id']}", self.tag(channel)
-
-    def tag(self, channel: Any) -> bytes:
-        (tag,) = channel.headers.getRawHeaders(b"ETag")
-        self.assertRegex(tag, rb'^"[0-9a-z]{20}"$')
-        return bytes(tag)
-
-    def errcode(self, channel: Any) -> str:
-        return str(channel.json_body["errcode"])
+PATH = RendezvousTestCase.path
 
 
 class ProtocolTestCase(RendezvousTestCase):
@@ -563,7 +496,7 @@ class FullTestCase(RendezvousTestCase):
 class ClosedTestCase(RendezvousTestCase):
     """A server that creates nothing."""
 
-    options: ClassVar[dict[str, Any]] = {"create_policy": "closed"}
+    options: ClassVar[dict[str, Any]] = {"dialects": {"msc3886": {"create_policy": "closed"}}}
 
     def test_closed(self) -> None:
         """Creation is forbidden, and everything else answers as ever."""
@@ -604,7 +537,9 @@ class StartTestCase(HomeserverTestCase):
             )
 
         (line,) = logs.output
-        self.assertTrue(re.search(rf"on main: {PATH}, creation open, ttl 30 s, at most 10240 bytes", line), line)
+        self.assertTrue(
+            re.search(rf"on main: msc3886 at {PATH} \(creation open\), .*; ttl 30 s, at most 10240 bytes", line), line
+        )
         self.assertIn("create 40 at once and 0.5/s", line)
         self.assertIn("127.0.0.0/8", line)
 

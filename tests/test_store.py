@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
-from synapse_rendezvous.session import SESSION_ID, Session, Write
+from synapse_rendezvous.session import RANDOM_ID, Session, Write, new_random_id
 from synapse_rendezvous.store import MemorySessionStore
 
 TTL_MS = 300_000
@@ -63,11 +63,11 @@ def store(time: Time) -> MemorySessionStore:
 
 def test_create_and_get(store: MemorySessionStore) -> None:
     """What was created is there, with an id and a tag of the promised form."""
-    session = result(store.create(HELLO))
+    session = result(store.create(new_random_id(), HELLO))
 
     assert session == result(store.get(session.id))
     assert (b"hello", b"text/plain") == (session.payload, session.content_type)
-    assert re.fullmatch(SESSION_ID, session.id.encode())
+    assert re.fullmatch(RANDOM_ID, session.id)
     assert re.fullmatch(rb"[0-9a-z]{20}", session.tag)
     assert START_MS == session.last_modified_ms
     assert START_MS + TTL_MS == session.expires_ms
@@ -75,7 +75,7 @@ def test_create_and_get(store: MemorySessionStore) -> None:
 
 def test_replace(store: MemorySessionStore, time: Time) -> None:
     """A write makes a new revision of the same session and does not prolong its life."""
-    first = result(store.create(HELLO))
+    first = result(store.create(new_random_id(), HELLO))
     time.now_ms += 1000
 
     second = result(store.replace(first.id, Write(b"bye", b"text/html"), if_match(first.tag)))
@@ -91,7 +91,7 @@ def test_replace(store: MemorySessionStore, time: Time) -> None:
 def test_same_bytes_are_a_new_revision(store: MemorySessionStore) -> None:
     """Each device that writes the same bytes makes a revision of its own."""
     tags = set()
-    session = result(store.create(HELLO))
+    session = result(store.create(new_random_id(), HELLO))
     for _ in range(50):
         tags.add(session.tag)
         session = result(store.replace(session.id, HELLO, if_match(session.tag)))
@@ -101,7 +101,7 @@ def test_same_bytes_are_a_new_revision(store: MemorySessionStore) -> None:
 
 def test_failed_precondition_changes_nothing(store: MemorySessionStore) -> None:
     """The loser of a race is told the winner's revision, which stays."""
-    first = result(store.create(HELLO))
+    first = result(store.create(new_random_id(), HELLO))
     winner = result(store.replace(first.id, Write(b"winner", b""), if_match(first.tag)))
 
     with pytest.raises(PreconditionFailed) as replacing:
@@ -116,7 +116,7 @@ def test_failed_precondition_changes_nothing(store: MemorySessionStore) -> None:
 
 def test_repeated_write(store: MemorySessionStore) -> None:
     """The last accepted write, sent again, succeeds again and changes nothing; any other stale write fails."""
-    first = result(store.create(HELLO))
+    first = result(store.create(new_random_id(), HELLO))
     second = result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
 
     assert second == result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
@@ -128,7 +128,7 @@ def test_repeated_write(store: MemorySessionStore) -> None:
 
 def test_delete(store: MemorySessionStore) -> None:
     """What was deleted is gone."""
-    session = result(store.create(HELLO))
+    session = result(store.create(new_random_id(), HELLO))
 
     result(store.delete(session.id, if_match(session.tag)))
 
@@ -144,7 +144,7 @@ def test_delete(store: MemorySessionStore) -> None:
 @pytest.mark.parametrize("operation", ["get", "replace", "delete"])
 def test_expiry(store: MemorySessionStore, time: Time, operation: str) -> None:
     """A session lives to the last millisecond of its time and not one longer."""
-    sessions = [result(store.create(HELLO)) for _ in range(2)]
+    sessions = [result(store.create(new_random_id(), HELLO)) for _ in range(2)]
     arguments: dict[str, tuple[Any, ...]] = {"get": (), "replace": (HELLO, UNCONDITIONAL), "delete": (UNCONDITIONAL,)}
 
     time.now_ms = START_MS + TTL_MS - 1
@@ -156,7 +156,7 @@ def test_expiry(store: MemorySessionStore, time: Time, operation: str) -> None:
 
 def test_writing_does_not_prolong(store: MemorySessionStore, time: Time) -> None:
     """No session can be kept alive."""
-    session = result(store.create(HELLO))
+    session = result(store.create(new_random_id(), HELLO))
     for _ in range(10):
         time.now_ms += TTL_MS // 10 - 1
         result(store.replace(session.id, HELLO, UNCONDITIONAL))
@@ -168,33 +168,33 @@ def test_writing_does_not_prolong(store: MemorySessionStore, time: Time) -> None
 
 def test_full_of_sessions(store: MemorySessionStore, time: Time) -> None:
     """The newcomer is refused; everybody else stays, and can write and end; room comes back."""
-    sessions = [result(store.create(HELLO)) for _ in range(10)]
+    sessions = [result(store.create(new_random_id(), HELLO)) for _ in range(10)]
 
     with pytest.raises(StoreFull) as refusal:
-        result(store.create(HELLO))
+        result(store.create(new_random_id(), HELLO))
 
     assert "max_sessions" == refusal.value.limiter_name
     assert sessions == [result(store.get(session.id)) for session in sessions]
     result(store.replace(sessions[0].id, Write(b"longer than before", b""), UNCONDITIONAL))
     result(store.delete(sessions[1].id, UNCONDITIONAL))
-    result(store.create(HELLO))
+    result(store.create(new_random_id(), HELLO))
     with pytest.raises(StoreFull):
-        result(store.create(HELLO))
+        result(store.create(new_random_id(), HELLO))
 
     time.now_ms += TTL_MS
     for _ in range(10):
-        result(store.create(HELLO))
+        result(store.create(new_random_id(), HELLO))
 
 
 def test_full_of_bytes(time: Time) -> None:
     """The bound holds to the byte, for creations and for payloads that grow; shrinking is always allowed."""
     store = memory_store(time, max_total_bytes=100)
-    session = result(store.create(Write(b"x" * 60, b"")))
+    session = result(store.create(new_random_id(), Write(b"x" * 60, b"")))
     with pytest.raises(StoreFull) as refusal:
-        result(store.create(Write(b"x" * 41, b"")))
+        result(store.create(new_random_id(), Write(b"x" * 41, b"")))
     assert "max_total_bytes" == refusal.value.limiter_name
-    other = result(store.create(Write(b"x" * 40, b"")))
-    result(store.create(Write(b"", b"")))
+    other = result(store.create(new_random_id(), Write(b"x" * 40, b"")))
+    result(store.create(new_random_id(), Write(b"", b"")))
 
     with pytest.raises(StoreFull):
         result(store.replace(session.id, Write(b"x" * 61, b""), UNCONDITIONAL))
@@ -209,11 +209,11 @@ def test_full_of_bytes(time: Time) -> None:
 
 def test_sweep(store: MemorySessionStore, time: Time) -> None:
     """Expired sessions leave memory, and only these."""
-    old = [result(store.create(HELLO)) for _ in range(3)]
+    old = [result(store.create(new_random_id(), HELLO)) for _ in range(3)]
     result(store.delete(old[1].id, UNCONDITIONAL))
     result(store.replace(old[2].id, HELLO, UNCONDITIONAL))
     time.now_ms += 1
-    young = result(store.create(HELLO))
+    young = result(store.create(new_random_id(), HELLO))
 
     store.sweep()
     assert 3 == len(store)
@@ -234,7 +234,7 @@ def test_memory_a_session_takes(time: Time) -> None:
         for index in range(count):
             # As over the wire, nothing is shared between sessions.
             payload, content_type = bytes([index % 256]) * size, bytes(bytearray(b"application/octet-stream"))
-            session = result(store.create(Write(payload, content_type)))
+            session = result(store.create(new_random_id(), Write(payload, content_type)))
             result(store.replace(session.id, Write(payload[::-1], content_type), UNCONDITIONAL))
             del session, payload, content_type
         after, _ = tracemalloc.get_traced_memory()
@@ -268,9 +268,9 @@ class StoreMachine(RuleBasedStateMachine):
     def create(self, write: Write) -> Any:
         if len(self.alive()) == 4 or not self.room(len(write.payload)):
             with pytest.raises(StoreFull):
-                result(self.store.create(write))
+                result(self.store.create(new_random_id(), write))
             return multiple()
-        session = result(self.store.create(write))
+        session = result(self.store.create(new_random_id(), write))
         assert (write, self.time.now_ms + TTL_MS) == ((session.payload, session.content_type), session.expires_ms)
         self.model[session.id] = session
         return session

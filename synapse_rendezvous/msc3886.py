@@ -1,0 +1,132 @@
+"""The base protocol."""
+
+import re
+from typing import IO, Any
+
+from synapse.api.errors import SynapseError
+from twisted.web.http_headers import Headers
+
+from synapse_rendezvous import __version__
+from synapse_rendezvous.dialects import Fields, Response, error_headers, json_response, revision
+from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
+from synapse_rendezvous.preconditions import Preconditions
+from synapse_rendezvous.session import Session, Write
+
+
+class MSC3886Dialect:
+    """The base protocol: MSC3886 as first proposed, its create answer widened for the readers of later texts.
+
+    Args:
+        base_url: the homeserver's address for clients, without a slash at its end.
+        path: where the collection is.
+        max_bytes: how long a payload may be.
+        ttl_ms: how long a session lives.
+        strict_etags: compare entity tags by the letter of RFC 9110, without tolerance for what proxies do to them.
+    """
+
+    name = "msc3886"
+    id_prefix = ""
+    conditional = True
+
+    _DEFAULT_CONTENT_TYPE = b"application/octet-stream"
+
+    # Visible characters, space, tab and obs-text: what a field value may hold (RFC 9110 section 5.5). The length is
+    # that of the longest type and subtype that can be registered (RFC 6838 section 4.2), with room for parameters.
+    _CONTENT_TYPE = re.compile(rb"[\t\x20-\x7e\x80-\xff]{0,255}")
+
+    # Anybody could store a page or a program here; a browser is told to do nothing with it.
+    _DOWNLOAD = (b"Content-Disposition", b"attachment")
+
+    def __init__(self, *, base_url: str, path: str, max_bytes: int, ttl_ms: int, strict_etags: bool) -> None:
+        self._url = base_url + path
+        self._path = path
+        self._max_bytes = max_bytes
+        self._tolerant = not strict_etags
+        self._description = json_response(
+            200, {"name": "synapse_rendezvous", "version": __version__, "max_bytes": max_bytes, "ttl_ms": ttl_ms}
+        )
+
+    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+        """Read a POST; see `Dialect.read_create`."""
+        content_type = self._read_content_type(headers)
+        return Write(self._read_payload(content), content_type)
+
+    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+        """Read a PUT; see `Dialect.read_replace`."""
+        return self.read_create(headers, content), self.read_conditions(headers)
+
+    def read_conditions(self, headers: Headers) -> Preconditions:
+        """Read the precondition fields."""
+        return Preconditions.read(headers, tolerant=self._tolerant)
+
+    def is_for_display(self, headers: Headers) -> bool:
+        """Tell pages, frames, images and scripts from what a script fetches, whose destination is `empty`.
+
+        Programs that are no browsers send none of these fields (Fetch Metadata).
+        """
+        return headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"] or headers.getRawHeaders(
+            b"Sec-Fetch-Mode"
+        ) == [b"navigate"]
+
+    def described(self, create_available: bool) -> Response:
+        """Say what this is: for the operator who opens the collection in a browser."""
+        return self._description
+
+    def created(self, session: Session, now_ms: int) -> Response:
+        """Answer a POST, for readers of MSC3886 early (`id`) and late (Location) and of MSC4108 (`url`)."""
+        return json_response(
+            200,
+            {"id": session.id, "max_bytes": self._max_bytes, "url": f"{self._url}/{session.id}"},
+            self._location(session) + revision(session),
+        )
+
+    def shown(self, session: Session, now_ms: int) -> Response:
+        """Answer a GET with the payload, of the type it was stored with, byte for byte: clients compare it."""
+        return Response(
+            200, ((b"Content-Type", session.content_type), self._DOWNLOAD, *revision(session)), session.payload
+        )
+
+    def unchanged(self, session: Session) -> Response:
+        """Answer a GET whose reader has the current revision. Clients need Expires and Last-Modified even here."""
+        return Response(304, revision(session), None)
+
+    def updated(self, session: Session) -> Response:
+        """Answer a PUT. Typed, though empty: some proxies remove the ETag of an answer without a type."""
+        return Response(202, ((b"Content-Type", b"text/plain"), *revision(session)), b"")
+
+    def deleted(self) -> Response:
+        """Answer a DELETE."""
+        return Response(204, (), None)
+
+    def failed(self, error: SynapseError) -> Response:
+        """Word an error, with the current revision where there is one."""
+        return self._failed(error, error.error_dict(None))
+
+    def _failed(self, error: SynapseError, content: dict[str, Any]) -> Response:
+        headers = error_headers(error)
+        if isinstance(error, PreconditionFailed):
+            return json_response(error.code, content, headers + revision(error.session))
+        if isinstance(error, ReadRefused):
+            # Clients that poll take the tag of every answer with another type than the session's, or lose their own.
+            return json_response(error.code, content, headers + revision(error.session), error.session.content_type)
+        return json_response(error.code, content, headers)
+
+    def _read_content_type(self, headers: Headers) -> bytes:
+        types = headers.getRawHeaders(b"Content-Type", [])
+        if len(types) > 1:
+            raise InvalidContentType("must be sent once")
+        if types and not self._CONTENT_TYPE.fullmatch(types[0]):
+            raise InvalidContentType("must be at most 255 bytes without control characters, such as text/plain")
+        return types[0] if types and types[0] else self._DEFAULT_CONTENT_TYPE
+
+    def _read_payload(self, content: IO[bytes]) -> bytes:
+        payload = content.read(self._max_bytes + 1)
+        if len(payload) > self._max_bytes:
+            raise PayloadTooLarge(self._max_bytes)
+        return payload
+
+    def _location(self, session: Session) -> Fields:
+        return (
+            (b"Location", f"{self._path}/{session.id}".encode("ascii")),
+            (b"X-Max-Bytes", b"%d" % self._max_bytes),
+        )

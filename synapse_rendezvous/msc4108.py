@@ -1,0 +1,50 @@
+"""What Element and everything on matrix-js-sdk and matrix-rust-sdk speak today."""
+
+from typing import IO, Any
+
+from synapse.api.errors import Codes, LimitExceededError, SynapseError
+from twisted.web.http_headers import Headers
+
+from synapse_rendezvous.dialects import Response, json_response, revision
+from synapse_rendezvous.errors import InvalidContentType, MissingHeader, PreconditionFailed
+from synapse_rendezvous.msc3886 import MSC3886Dialect
+from synapse_rendezvous.preconditions import Preconditions
+from synapse_rendezvous.session import Session, Write
+
+
+class MSC4108Dialect(MSC3886Dialect):
+    """MSC4108 of 2024, as its text and Synapse's own server have it: plain text, and writes always on condition."""
+
+    name = "msc4108"
+    id_prefix = "c"
+    MAX_BYTES = 4096
+
+    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+        """Read a POST: the size counts before the type, as in Synapse's server."""
+        payload = self._read_payload(content)
+        types = headers.getRawHeaders(b"Content-Type")
+        if types is None:
+            raise MissingHeader("content-type")
+        if len(types) > 1 or types[0].lower() != b"text/plain":
+            raise InvalidContentType("must be text/plain")
+        return Write(payload, b"text/plain")
+
+    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+        """Read a PUT, which must say what it replaces."""
+        write = self.read_create(headers, content)
+        if not headers.hasHeader(b"If-Match"):
+            raise MissingHeader("if-match")
+        return write, self.read_conditions(headers)
+
+    def created(self, session: Session, now_ms: int) -> Response:
+        """Answer a POST."""
+        return json_response(201, {"url": f"{self._url}/{session.id}"}, self._location(session) + revision(session))
+
+    def failed(self, error: SynapseError) -> Response:
+        """Word an error. Codes that Matrix does not have yet stand beside `errcode`."""
+        content: dict[str, Any] = error.error_dict(None)
+        if isinstance(error, PreconditionFailed):
+            content["org.matrix.msc4108.errcode"] = "M_CONCURRENT_WRITE"
+        elif isinstance(error, LimitExceededError):
+            content["errcode"] = Codes.UNKNOWN
+        return self._failed(error, content)

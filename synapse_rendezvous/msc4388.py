@@ -1,0 +1,120 @@
+"""What clients will speak: rendezvous in JSON, without entity tags."""
+
+import json
+from typing import IO, Any
+
+from synapse.api.errors import SynapseError
+from twisted.web.http_headers import Headers
+
+from synapse_rendezvous.dialects import Response, error_headers, json_response
+from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
+from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
+from synapse_rendezvous.session import Session, Write
+
+
+class MSC4388Dialect:
+    """MSC4388: JSON both ways, and a sequence token in place of the entity tag."""
+
+    name = "msc4388"
+    id_prefix = "d"
+    conditional = False
+    MAX_BYTES = 4096
+
+    # In JSON, a byte of data takes six at most (\u0041); the rest is room for the token and keys to come.
+    _MAX_BODY_BYTES = 6 * MAX_BYTES + 8192
+
+    # What a browser says of a navigation or of what it embeds, by Fetch Metadata.
+    _DISPLAY = ((b"Sec-Fetch-Mode", b"navigate"), (b"Sec-Fetch-User", b"?1"), (b"Sec-Fetch-Site", b"none"))
+
+    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+        """Read a POST; see `Dialect.read_create`."""
+        return self._write(self._read_body(content))
+
+    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+        """Read a PUT. A token that is not current does no harm if the data are: it is a retry."""
+        body = self._read_body(content)
+        token = self._string(body, "sequence_token").encode("utf-8", "replace")
+        known = EntityTags(any=False, tags=frozenset({token}))
+        return self._write(body), Preconditions(if_match=known, repeats_from_any=True)
+
+    def read_conditions(self, headers: Headers) -> Preconditions:
+        """Read nothing: only writes depend on a token."""
+        return UNCONDITIONAL
+
+    def is_for_display(self, headers: Headers) -> bool:
+        """Tell a navigation or an embedding from what a script fetches, as the proposal wants it."""
+        return headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"] or any(
+            headers.getRawHeaders(name) == [value] for name, value in self._DISPLAY
+        )
+
+    def described(self, create_available: bool) -> Response:
+        """Answer the discovery."""
+        return json_response(200, {"create_available": create_available})
+
+    def created(self, session: Session, now_ms: int) -> Response:
+        """Answer a POST."""
+        return json_response(200, {"id": session.id, **self._state(session, now_ms)})
+
+    def shown(self, session: Session, now_ms: int) -> Response:
+        """Answer a GET, also when nothing changed."""
+        return json_response(200, {"data": session.payload.decode("utf-8"), **self._state(session, now_ms)})
+
+    def unchanged(self, session: Session) -> Response:
+        """Never asked for: no condition is read from a GET."""
+        raise NotImplementedError
+
+    def updated(self, session: Session) -> Response:
+        """Answer a PUT."""
+        return json_response(200, {"sequence_token": session.tag.decode("ascii")})
+
+    def deleted(self) -> Response:
+        """Answer a DELETE."""
+        return json_response(200, {})
+
+    def failed(self, error: SynapseError) -> Response:
+        """Word an error. The code for a conflict has the proposal's unstable name."""
+        if isinstance(error, PreconditionFailed):
+            return json_response(
+                409,
+                {"errcode": "IO_ELEMENT_MSC4388_CONCURRENT_WRITE", "error": "sequence_token is not the current one"},
+            )
+        return json_response(error.code, error.error_dict(None), error_headers(error))
+
+    def _state(self, session: Session, now_ms: int) -> dict[str, Any]:
+        return {"sequence_token": session.tag.decode("ascii"), "expires_in_ms": session.expires_ms - now_ms}
+
+    def _read_body(self, content: IO[bytes]) -> dict[str, Any]:
+        raw = content.read(self._MAX_BODY_BYTES + 1)
+        if len(raw) > self._MAX_BODY_BYTES:
+            raise PayloadTooLarge(self.MAX_BYTES)
+        try:
+            body = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            raise InvalidBody("it must be one object in UTF-8 that names each key once") from None
+        if not isinstance(body, dict):
+            raise InvalidBody("it must be an object")
+        return body
+
+    def _write(self, body: dict[str, Any]) -> Write:
+        try:
+            payload = self._string(body, "data").encode("utf-8")
+        except UnicodeEncodeError:
+            raise InvalidBody("data has half of a surrogate pair") from None
+        if len(payload) > self.MAX_BYTES:
+            raise PayloadTooLarge(self.MAX_BYTES)
+        return Write(payload, b"application/json")
+
+    @staticmethod
+    def _string(body: dict[str, Any], key: str) -> str:
+        value = body.get(key)
+        if not isinstance(value, str):
+            raise InvalidBody(f"{key} must be a string")
+        return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of its members; two of one name could mean different things to different readers."""
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a key is there twice")
+    return unique

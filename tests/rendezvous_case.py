@@ -1,0 +1,75 @@
+"""A test case with a homeserver that has the module, under Synapse's fake clock."""
+
+import json
+from typing import Any, ClassVar
+
+from tests.unittest import HomeserverTestCase
+
+COMMON = {
+    "Cache-Control": ["no-store, no-transform"],
+    "Pragma": ["no-cache"],
+    "Access-Control-Allow-Origin": ["*"],
+    "Access-Control-Expose-Headers": ["ETag, Location, X-Max-Bytes, Retry-After"],
+    "Cross-Origin-Resource-Policy": ["cross-origin"],
+    "X-Content-Type-Options": ["nosniff"],
+    "Content-Security-Policy": ["sandbox; default-src 'none'; frame-ancestors 'none'"],
+}
+
+
+class RendezvousTestCase(HomeserverTestCase):
+    """A homeserver with the module."""
+
+    options: ClassVar[dict[str, Any]] = {}
+    path = "/_synapse/client/rendezvous"
+
+    def default_config(self) -> dict[str, Any]:
+        config: dict[str, Any] = super().default_config()
+        config.setdefault("modules", []).append(
+            {"module": "synapse_rendezvous.RendezvousModule", "config": self.options}
+        )
+        return config
+
+    def create_resource_dict(self) -> dict[str, Any]:
+        return {**super().create_resource_dict(), **self.hs._module_web_resources}
+
+    def call(self, method: str, below: str = "", content: bytes = b"", *headers: tuple[str, bytes], **more: Any) -> Any:
+        """Send a request and check what holds for every answer."""
+        channel = self.make_request(
+            method.encode("latin-1"),
+            (self.path + below).encode("latin-1"),
+            content,
+            shorthand=False,
+            custom_headers=[(name.encode(), value) for name, value in headers],
+            **{"content_type": b"text/plain", **more},
+        )
+        for name, values in COMMON.items():
+            self.assertEqual(values, channel.headers.getRawHeaders(name), (method, below, name))
+        types = channel.headers.getRawHeaders(b"Content-Type")
+        if channel.code in (204, 304):
+            self.assertIsNone(types)
+            self.assertIsNone(channel.headers.getRawHeaders("Content-Length"))
+            self.assertNotIn("body", channel.result)
+        else:
+            self.assertEqual(1, len(types))
+            if method != "HEAD":
+                length = len(channel.result.get("body", b""))
+                self.assertEqual([str(length)], channel.headers.getRawHeaders("Content-Length"))
+        if channel.code >= 400 and method != "HEAD":
+            if channel.code != 429:  # a poll that is refused has the session's type
+                self.assertEqual([b"application/json"], types)
+            self.assertLessEqual({"errcode", "error"}, set(json.loads(channel.result["body"])))
+        return channel
+
+    def create(self, content: bytes = b"hello", **more: Any) -> tuple[str, bytes]:
+        """Create a session; return what to append to the path for it, and its ETag."""
+        channel = self.call("POST", "", content, **more)
+        self.assertEqual(200, channel.code)
+        return f"/{channel.json_body['id']}", self.tag(channel)
+
+    def tag(self, channel: Any) -> bytes:
+        (tag,) = channel.headers.getRawHeaders(b"ETag")
+        self.assertRegex(tag, rb'^"[0-9a-z]{20}"$')
+        return bytes(tag)
+
+    def errcode(self, channel: Any) -> str:
+        return str(channel.json_body["errcode"])
