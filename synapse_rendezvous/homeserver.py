@@ -95,8 +95,9 @@ class Homeserver:
             ConfigError: Synapse's own MSC4108 server is on, half of which our resource would replace; or another
                 module, which comes first, has the path.
         """
-        builtin = "/_synapse/client/rendezvous"
-        if path == builtin and getattr(self._hs.config.experimental, "msc4108_enabled", False):
+        # It is a leaf: what is mounted below it is never reached.
+        builtin = "/_synapse/client/rendezvous/"
+        if f"{path}/".startswith(builtin) and getattr(self._hs.config.experimental, "msc4108_enabled", False):
             raise ConfigError(
                 "Synapse's own rendezvous server is switched on at the path of synapse_rendezvous. Remove"
                 " experimental_features.msc4108_enabled, or remove synapse_rendezvous from modules.",

@@ -79,7 +79,7 @@ class RendezvousModule:
                     create_policy=options.create_policy,
                 )
                 api.register_web_resource(options.path, resource)
-                _warn_of_browsers(dialect, options)
+                _warn_of_path(dialect, options)
         api.looping_background_call(
             store.sweep, SWEEP_INTERVAL_MS, desc="synapse_rendezvous_sweep", run_on_all_instances=True
         )
@@ -116,8 +116,17 @@ class RendezvousModule:
         return RendezvousConfig.parse(config)
 
 
-def _warn_of_browsers(dialect: Dialect, options: DialectConfig) -> None:
-    """Say where web clients on other origins cannot work: Synapse answers their preflights by the path alone."""
+def _warn_of_path(dialect: Dialect, options: DialectConfig) -> None:
+    """Say where clients cannot get at a dialect, or web clients on other origins cannot use it.
+
+    Synapse answers the preflights of browsers by the path alone.
+    """
+    if options.path.startswith("/_matrix/client/"):
+        logger.warning(
+            "%s is reached only on listeners without Synapse's own `client` resource, such as those of a worker with"
+            " `resources: []`. See docs/clients.md",
+            options.path,
+        )
     conditional = options.path.startswith("/_synapse/client/rendezvous")
     if conditional and options.create_policy == "authenticated":
         logger.warning(

@@ -522,7 +522,7 @@ class ClientsTestCase(RendezvousTestCase):
 
 
 class WarningsTestCase(RendezvousTestCase):
-    """What an operator is told about web clients."""
+    """What an operator is told about the paths."""
 
     def start(self, dialects: dict[str, Any]) -> list[str]:
         module = {"module": "synapse_rendezvous.RendezvousModule", "config": {"dialects": dialects}}
@@ -531,7 +531,7 @@ class WarningsTestCase(RendezvousTestCase):
         return [line for line in logs.output if line.startswith("WARNING")]
 
     def test_warnings(self) -> None:
-        """Each combination that browsers cannot use is named, with the option."""
+        """Each combination that clients, or browsers, cannot use is named."""
         self.assertEqual([], self.start({"msc4388": {"create_policy": "authenticated"}}))
         (warning,) = self.start({"msc3886": {"create_policy": "authenticated"}})
         self.assertIn("Web clients cannot create sessions at /_synapse/client/rendezvous:", warning)
@@ -539,3 +539,5 @@ class WarningsTestCase(RendezvousTestCase):
         (warning,) = self.start({"msc4108": {"path": "/_synapse/client/msc4108"}})
         self.assertIn("Web clients cannot use /_synapse/client/msc4108:", warning)
         self.assertIn("dialects.msc4108.path", warning)
+        (warning,) = self.start({"msc4388": {"path": "/_matrix/client/unstable/io.element.msc4388/rendezvous"}})
+        self.assertIn("is reached only on listeners without Synapse's own `client` resource", warning)

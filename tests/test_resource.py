@@ -548,11 +548,14 @@ class StartTestCase(HomeserverTestCase):
         hs = self.setup_test_homeserver()
         hs.config.experimental.msc4108_enabled = True
 
-        with self.assertRaises(ConfigError) as error:
-            RendezvousModule(RendezvousModule.parse_config({}), hs.get_module_api())
+        for options in ({}, {"dialects": {"msc3886": {"enabled": False}}}):  # at the same path, or below it
+            with self.assertRaises(ConfigError) as error:
+                RendezvousModule(RendezvousModule.parse_config(options), hs.get_module_api())
 
-        self.assertEqual(("experimental_features", "msc4108_enabled"), error.exception.path)
-        self.assertIn("Remove experimental_features.msc4108_enabled", error.exception.msg)
+            self.assertEqual(("experimental_features", "msc4108_enabled"), error.exception.path)
+            self.assertIn("Remove experimental_features.msc4108_enabled", error.exception.msg)
+        only_msc4388 = {"dialects": {"msc3886": {"enabled": False}, "msc4108": {"enabled": False}}}
+        RendezvousModule(RendezvousModule.parse_config(only_msc4388), hs.get_module_api())
 
     def test_twice(self) -> None:
         """A second rendezvous module would be ignored, so it is refused."""
