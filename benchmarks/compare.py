@@ -514,7 +514,7 @@ def main() -> int:
         The exit status: 0 when there is a result.
     """
     arguments = options()
-    for interruption in (signal.SIGINT, signal.SIGTERM):
+    for interruption in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(interruption, lambda *_: sys.exit(1))  # so that the homeserver is ended as well
     try:
         wrk = find_wrk()

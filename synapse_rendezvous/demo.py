@@ -46,8 +46,9 @@ def run(*, port: int, ttl: str | None, once: bool) -> int:
     Returns:
         The exit status: 0 when all went as it should.
     """
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # a shell may have told its background jobs to ignore it
+    # Not only Ctrl-C: the homeserver must not outlive us when the terminal is closed, either.
+    for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _interrupt)
     try:
         with _homeserver(port, ttl) as homeserver:
             _play(homeserver.url)

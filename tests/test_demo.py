@@ -39,7 +39,7 @@ def test_demo_once() -> None:
     assert 'ETag: "' in played.stdout
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_demo_serves(ending: signal.Signals) -> None:
     """The demonstration serves until it is interrupted, and leaves nothing behind."""
     port = free_port()
