@@ -35,15 +35,15 @@ clean: ## Remove everything that the other targets made.
 	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis _trial_temp*
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
-	$(PYTHON) -m venv .venv
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv .venv
 
 .venv/run: .venv/bin/python setup.cfg pyproject.toml
 	@echo "Installing Synapse and this package into .venv (once, about a minute) ..."
-	$(PIP) install --editable . 'matrix-synapse>=1.140'
+	@$(PIP) install --editable . 'matrix-synapse>=1.140'
 	@touch $@
 
 .venv/dev: .venv/bin/python setup.cfg pyproject.toml
 	@echo "Installing Synapse and the tools for tests into .venv (once, about a minute) ..."
-	$(PIP) install --editable '.[dev]'
+	@$(PIP) install --editable '.[dev]'
 	@touch $@ .venv/run
