@@ -99,7 +99,7 @@ def _synapse_version() -> str:
         require_supported(synapse.__version__)
     except ConfigError as error:
         raise DemoError(error.msg) from None
-    return synapse.__version__
+    return synapse.__version__.split()[0]  # without the branch, if it stands in a git checkout
 
 
 def _sample_modules(ttl: str | None) -> list[dict[str, Any]]:
