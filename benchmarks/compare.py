@@ -56,7 +56,10 @@ MODULES = (
             "ttl": "1h",
             "max_sessions": 10_000_000,
             "max_total_bytes": "16G",
-            "per_client": dict.fromkeys(("create", "read", "write", "miss"), UNLIMITED),
+            "per_client": {
+                "max_sessions": 10_000_000,
+                **dict.fromkeys(("create", "read", "write", "miss"), UNLIMITED),
+            },
         },
     },
     {"module": "bare.BareModule"},

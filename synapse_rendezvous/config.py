@@ -149,8 +149,9 @@ class RateLimit:
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
 class PerClientLimits:
-    """How often one client may do what. An office of fifty pairings behind one address stays below all of them."""
+    """How much one client may do. An office of fifty pairings at once behind one address stays below all of it."""
 
+    max_sessions: int = _option("max_sessions", _count(1, 10_000_000), 100)
     create: RateLimit = _subsection("create", RateLimit(per_second=0.5, burst_count=40))
     read: RateLimit = _subsection("read", RateLimit(per_second=150, burst_count=300))
     write: RateLimit = _subsection("write", RateLimit(per_second=20, burst_count=200))
@@ -187,17 +188,19 @@ class RendezvousConfig:
     """Everything an operator can set. What each option is for: docs/configuration.md.
 
     Attributes:
+        store: where sessions are kept: `auto`, `memory` or `redis`.
         ttl_ms: how long a session lives, in milliseconds.
         max_bytes: how long one payload may be.
         max_sessions: how many sessions may live at once.
         max_total_bytes: how many bytes of payload they may hold together.
         dialects: the protocols, by the names of their proposals.
-        per_client: how often one client may do what.
+        per_client: how much one client may do.
         per_user: how often one signed-in user may do what.
         trusted_proxies: whose X-Forwarded-For is believed.
         strict_etags: whether entity tags are compared without tolerance for proxies.
     """
 
+    store: str = _option("store", _choice("auto", "memory", "redis"), "auto")
     ttl_ms: int = _option("ttl", _duration("1s", "1h"), "5m")
     max_bytes: int = _option("max_bytes", _size("1", "1M"), "10K")
     max_sessions: int = _option("max_sessions", _count(1, 10_000_000), 5000)

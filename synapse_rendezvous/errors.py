@@ -52,6 +52,20 @@ class StoreFull(LimitExceededError):
         super().__init__(quota, retry_after_ms=self.RETRY_AFTER_MS, pause=0.5)
 
 
+class StoreUnavailable(SynapseError):
+    """The sessions cannot be reached now. Whether they exist, or whether a write took place, is not known."""
+
+    RETRY_AFTER_S = 1
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "The rendezvous sessions cannot be reached at the moment; try again",
+            Codes.UNKNOWN,
+            headers={"Retry-After": str(self.RETRY_AFTER_S)},
+        )
+
+
 class PayloadTooLarge(SynapseError):
     """The payload is longer than it may be."""
 

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 from synapse.api.auth.base import BaseAuth as Auth
 from synapse.api.errors import SynapseError
 from synapse.api.ratelimiting import Ratelimiter
 from synapse.config.ratelimiting import RatelimitSettings
+from synapse.config.server import TCPListenerConfig
 from synapse.http.site import SynapseRequest, XForwardedForRequest
 from synapse.module_api import ModuleApi, Requester
 from synapse.module_api.errors import ConfigError
+from twisted.internet.defer import Deferred
 
 OLDEST_SYNAPSE = (1, 140)
 
@@ -41,6 +44,13 @@ def peer_address(request: SynapseRequest) -> str | None:
     return getattr(request.client, "host", None)
 
 
+class RedisConnection(Protocol):
+    """What is needed of Synapse's connection to Redis (txredisapi)."""
+
+    def eval(self, script: str, keys: Sequence[str], args: Sequence[bytes | int]) -> Deferred[Any]:
+        """Run a script: by its hash, and by its text where Redis does not know it."""
+
+
 class Homeserver:
     """The parts of a homeserver that rendezvous needs.
 
@@ -49,12 +59,35 @@ class Homeserver:
 
     Attributes:
         clock: Synapse's clock.
+        reactor: the one that Synapse runs on.
+        has_redis: whether Redis is enabled in homeserver.yaml.
+        has_workers: whether several processes serve this homeserver.
     """
 
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
         self._hs = api._hs
         self.clock = self._hs.get_clock()
+        self.reactor = self._hs.get_reactor()
+        self.has_redis: bool = self._hs.config.redis.redis_enabled
+        workers = self._hs.config.worker
+        self.has_workers = bool(workers.worker_app or workers.instance_map)
+
+    def redis(self) -> RedisConnection:
+        """Return Synapse's own connection to Redis, which follows all that homeserver.yaml says of it."""
+        connection: RedisConnection = self._hs.get_outbound_redis_connection()
+        return connection
+
+    def port(self) -> int | None:
+        """Return a port on which this process serves clients; None if it has none, but for example a unix socket."""
+        config = self._hs.config
+        listeners = config.worker.worker_listeners if config.worker.worker_app else config.server.listeners
+        ports = {
+            any("client" in resource.names for resource in listener.http_options.resources): listener.port
+            for listener in reversed(listeners)
+            if listener.http_options is not None and isinstance(listener, TCPListenerConfig)
+        }
+        return ports.get(True, ports.get(False))
 
     def ratelimiter(self, name: str, *, per_second: float, burst_count: int) -> Ratelimiter:
         """Return a new limiter of Synapse's; make each once, because it sweeps itself for ever."""

@@ -4,6 +4,7 @@ import logging
 
 import synapse
 from synapse.module_api import ModuleApi
+from synapse.module_api.errors import ConfigError
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.admission import Admission
@@ -14,7 +15,7 @@ from synapse_rendezvous.msc3886 import MSC3886Dialect
 from synapse_rendezvous.msc4108 import MSC4108Dialect
 from synapse_rendezvous.msc4388 import MSC4388Dialect
 from synapse_rendezvous.resource import RendezvousResource
-from synapse_rendezvous.store import MemorySessionStore
+from synapse_rendezvous.store import MemorySessionStore, SessionStore
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +36,7 @@ class RendezvousModule:
 
     def __init__(self, config: RendezvousConfig, api: ModuleApi) -> None:
         homeserver = Homeserver(api)
-        store = MemorySessionStore(
-            homeserver.clock.time_msec,
-            ttl_ms=config.ttl_ms,
-            max_sessions=config.max_sessions,
-            max_total_bytes=config.max_total_bytes,
-        )
+        store = _store(homeserver, config, api)
         admission = Admission(homeserver, config)
         base_url = api.public_baseurl.rstrip("/")
         dialects: list[tuple[DialectConfig, Dialect]] = [
@@ -80,12 +76,12 @@ class RendezvousModule:
                 )
                 api.register_web_resource(options.path, resource)
                 _warn_of_path(dialect, options)
-        api.looping_background_call(
-            store.sweep, SWEEP_INTERVAL_MS, desc="synapse_rendezvous_sweep", run_on_all_instances=True
-        )
+        if isinstance(store, MemorySessionStore) and homeserver.has_workers:
+            _warn_of_memory(config, api.worker_name or "the main process", homeserver.port())
         logger.info(
-            "synapse_rendezvous %s on %s: %s; ttl %g s, at most %d bytes a payload, %d sessions and %d bytes in all;"
-            " a client may create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
+            "synapse_rendezvous %s on %s: %s; sessions in %s; ttl %g s, at most %d bytes a payload, %d sessions and %d"
+            " bytes in all; a client may have %d sessions,"
+            " create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
             __version__,
             api.worker_name or "main",
             ", ".join(
@@ -93,10 +89,12 @@ class RendezvousModule:
                 for options, dialect in dialects
                 if options.enabled
             ),
+            "the memory of this process" if isinstance(store, MemorySessionStore) else "Redis",
             config.ttl_ms / 1000,
             config.max_bytes,
             config.max_sessions,
             config.max_total_bytes,
+            config.per_client.max_sessions,
             config.per_client.create,
             config.per_client.read,
             config.per_client.write,
@@ -114,6 +112,47 @@ class RendezvousModule:
         """
         require_supported(synapse.__version__)
         return RendezvousConfig.parse(config)
+
+
+def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> SessionStore:
+    quotas = {
+        "ttl_ms": config.ttl_ms,
+        "max_sessions": config.max_sessions,
+        "max_total_bytes": config.max_total_bytes,
+        "max_client_sessions": config.per_client.max_sessions,
+    }
+    if config.store == "redis" and not homeserver.has_redis:
+        raise ConfigError(
+            "synapse_rendezvous has `store: redis`, but Synapse uses no Redis. Set `redis: {enabled: true}`, with host"
+            " and port, or remove `store` from the module's config.",
+            ("redis", "enabled"),
+        )
+    if config.store == "memory" or not homeserver.has_redis:
+        store = MemorySessionStore(homeserver.clock.time_msec, **quotas)
+        api.looping_background_call(
+            store.sweep, SWEEP_INTERVAL_MS, desc="synapse_rendezvous_sweep", run_on_all_instances=True
+        )
+        return store
+    # What they need is there only where Synapse has Redis.
+    from synapse_rendezvous.redis_link import RedisLink
+    from synapse_rendezvous.redis_store import RedisSessionStore
+
+    link = RedisLink(homeserver.redis(), homeserver.reactor)
+    return RedisSessionStore(link, homeserver.clock.time_msec, server_name=api.server_name, **quotas)
+
+
+def _warn_of_memory(config: RendezvousConfig, process: str, port: int | None) -> None:
+    """Say what `store: memory` asks of the reverse proxy where several processes serve the homeserver."""
+    dialects = (config.dialects.msc3886, config.dialects.msc4108, config.dialects.msc4388)
+    paths = sorted({options.path for options in dialects if options.enabled})
+    logger.warning(
+        "Several processes serve this homeserver, but by `store: memory` each has sessions of its own: all requests for"
+        " %s must go to one and the same process. To make it this one (%s), in nginx: %s Or remove `store`: sessions"
+        " are then in Redis, where every process finds them. See docs/workers.md",
+        " and ".join(paths),
+        process,
+        " ".join(f"location ^~ {path} {{ proxy_pass http://127.0.0.1:{port or 'PORT'}; }}" for path in paths),
+    )
 
 
 def _warn_of_path(dialect: Dialect, options: DialectConfig) -> None:

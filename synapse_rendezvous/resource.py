@@ -71,7 +71,6 @@ class RendezvousResource(DirectServeJsonResource):
         self._store = store
         self._admission = admission
         self._create_policy = create_policy
-        self._now_ms = clock.time_msec
         self._sleep = sleep
         self._paths = re.compile(f"{re.escape(path)}(?:/({dialect.id_prefix}{RANDOM_ID})?)?".encode("ascii"))
         self._collection: dict[bytes, Callable[[SynapseRequest, str], Awaitable[Response]]] = {
@@ -152,8 +151,8 @@ class RendezvousResource(DirectServeJsonResource):
     async def _create(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
         write = self._dialect.read_create(request.requestHeaders, _content(request))
-        session = await self._store.create(self._dialect.id_prefix + new_random_id(), write)
-        return self._dialect.created(session, self._now_ms())
+        session = await self._store.create(self._dialect.id_prefix + new_random_id(), write, client)
+        return self._dialect.created(session, self._store.now_ms())
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         try:
@@ -169,7 +168,7 @@ class RendezvousResource(DirectServeJsonResource):
             return self._dialect.unchanged(session)
         if verdict is Verdict.FAILED:
             raise PreconditionFailed(session)
-        return self._dialect.shown(session, self._now_ms())
+        return self._dialect.shown(session, self._store.now_ms())
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)

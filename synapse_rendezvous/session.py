@@ -47,6 +47,7 @@ class Session:
         previous_tag: names the revision that this one replaced; None before the first replacement.
         last_modified_ms: when the payload was written, in milliseconds since the epoch.
         expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
+        client: who created it, as `Clients.name` names clients.
     """
 
     id: str
@@ -56,9 +57,10 @@ class Session:
     previous_tag: bytes | None
     last_modified_ms: int
     expires_ms: int
+    client: str
 
     @classmethod
-    def create(cls, session_id: str, write: Write, now_ms: int, ttl_ms: int) -> "Session":
+    def create(cls, session_id: str, write: Write, client: str, now_ms: int, ttl_ms: int) -> "Session":
         """Return the first revision of a new session that lives for `ttl_ms` from `now_ms`."""
         return cls(
             id=session_id,
@@ -68,6 +70,7 @@ class Session:
             previous_tag=None,
             last_modified_ms=now_ms,
             expires_ms=now_ms + ttl_ms,
+            client=client,
         )
 
     def replaced(self, write: Write, now_ms: int) -> "Session":
@@ -80,4 +83,5 @@ class Session:
             previous_tag=self.tag,
             last_modified_ms=now_ms,
             expires_ms=self.expires_ms,
+            client=self.client,
         )

@@ -1,6 +1,7 @@
 """Where sessions are kept."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -12,11 +13,20 @@ from synapse_rendezvous.session import Session, Write
 class SessionStore(Protocol):
     """Keeps sessions until they are deleted or expire. Each operation is atomic: it checks and acts in one step."""
 
-    async def create(self, session_id: str, write: Write) -> Session:
+    def now_ms(self) -> int:
+        """Tell the time by which sessions live, in milliseconds since the epoch."""
+
+    async def create(self, session_id: str, write: Write, client: str) -> Session:
         """Begin a session under a new id.
 
+        Args:
+            session_id: a new one.
+            write: the first payload.
+            client: whom it counts for.
+
         Raises:
-            StoreFull: there is no room for it. No live session is ever given up for a new one.
+            StoreFull: there is no room for it, or `client` has as many as it may. No live session is ever given up for
+                a new one.
         """
 
     async def get(self, session_id: str) -> Session:
@@ -54,16 +64,27 @@ class MemorySessionStore:
         ttl_ms: how long a session lives from its creation.
         max_sessions: how many may live at once.
         max_total_bytes: how many bytes of payload they may hold together.
+        max_client_sessions: how many of one client may live at once.
     """
 
-    def __init__(self, now_ms: Callable[[], int], *, ttl_ms: int, max_sessions: int, max_total_bytes: int) -> None:
+    def __init__(
+        self,
+        now_ms: Callable[[], int],
+        *,
+        ttl_ms: int,
+        max_sessions: int,
+        max_total_bytes: int,
+        max_client_sessions: int,
+    ) -> None:
         self._now_ms = now_ms
         self._ttl_ms = ttl_ms
         self._max_sessions = max_sessions
         self._max_total_bytes = max_total_bytes
+        self._max_client_sessions = max_client_sessions
         # In the order of creation and, since all live equally long, of expiry: replacing a value keeps its place.
         self._sessions: dict[str, Session] = {}
         self._total_bytes = 0
+        self._client_sessions: Counter[str] = Counter()
 
     def __len__(self) -> int:
         """How many sessions are in memory, expired ones not yet swept among them."""
@@ -74,7 +95,11 @@ class MemorySessionStore:
         """How many bytes of payload they hold together."""
         return self._total_bytes
 
-    async def create(self, session_id: str, write: Write) -> Session:
+    def now_ms(self) -> int:
+        """See `SessionStore.now_ms`."""
+        return self._now_ms()
+
+    async def create(self, session_id: str, write: Write, client: str) -> Session:
         """See `SessionStore.create`."""
         now_ms = self._now_ms()
         size = len(write.payload)
@@ -83,9 +108,14 @@ class MemorySessionStore:
             if len(self._sessions) >= self._max_sessions:
                 raise StoreFull("max_sessions")
         self._make_room(size, now_ms)
-        session = Session.create(session_id, write, now_ms, self._ttl_ms)
+        if self._client_sessions[client] >= self._max_client_sessions:
+            self._sweep(now_ms)
+            if self._client_sessions[client] >= self._max_client_sessions:
+                raise StoreFull("per_client.max_sessions")
+        session = Session.create(session_id, write, client, now_ms, self._ttl_ms)
         self._sessions[session_id] = session
         self._total_bytes += size
+        self._client_sessions[client] += 1
         return session
 
     async def get(self, session_id: str) -> Session:
@@ -129,6 +159,9 @@ class MemorySessionStore:
     def _drop(self, session: Session) -> None:
         del self._sessions[session.id]
         self._total_bytes -= len(session.payload)
+        self._client_sessions[session.client] -= 1
+        if not self._client_sessions[session.client]:
+            del self._client_sessions[session.client]
 
     def _sweep(self, now_ms: int) -> None:
         # The oldest come first, so this ends at the first that is still alive: its cost is that of what it drops.

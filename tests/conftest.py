@@ -17,6 +17,10 @@ from fetch_synapse_tests import HARNESS
 
 from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
 
+_RATE = {"per_second": 1_000_000, "burst_count": 1_000_000}
+UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "write": _RATE, "miss": _RATE}
+"""A `per_client` section that lets one client do whatever a test does."""
+
 # Behind our own folder, whose modules have other names, but before the working directory: the harness is called
 # `tests` like our folder.
 sys.path.insert(1, str(HARNESS))
@@ -53,14 +57,13 @@ def _no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A Synapse process with the module, its limits out of the way."""
     directory = tmp_path_factory.mktemp("homeserver")
-    unlimited = {"per_second": 1_000_000, "burst_count": 1_000_000}
     homeserver = ThrowawayHomeserver(
         directory,
         port=free_port(),
         modules=[
             {
                 "module": "synapse_rendezvous.RendezvousModule",
-                "config": {"per_client": dict.fromkeys(("create", "read", "write", "miss"), unlimited)},
+                "config": {"per_client": UNLIMITED},
             }
         ],
     )

@@ -91,7 +91,7 @@ def test_networks() -> None:
     ("options", "path", "said"),
     [
         ({"tll": "5m"}, "tll", "unknown option; did you mean ttl?"),
-        ({"colour": 1}, "colour", "unknown option; the options here are ttl, max_bytes, max_sessions"),
+        ({"colour": 1}, "colour", "unknown option; the options here are store, ttl, max_bytes, max_sessions"),
         ({1: 2}, "1", "unknown option"),
         ({"per_client": {"rede": {}}}, "per_client.rede", "did you mean read?"),
         ({"per_client": {"read": {"per_minute": 1}}}, "per_client.read.per_minute", "unknown option"),
@@ -110,6 +110,8 @@ def test_networks() -> None:
         ({"ttl": 3_600_001}, "ttl", "from 1s to 1h"),
         ({"ttl": True}, "ttl", "this is True"),
         ({"ttl": 300.0}, "ttl", "this is 300.0"),
+        ({"store": "disk"}, "store", "must be auto or memory or redis; this is 'disk'"),
+        ({"per_client": {"max_sessions": 0}}, "per_client.max_sessions", "must be a whole number from 1 to 10000000"),
         ({"max_bytes": "10KiB"}, "max_bytes", "must be a size from 1 to 1M, such as 10K, 1M or 10240 (bytes)"),
         ({"max_bytes": 0}, "max_bytes", "this is 0"),
         ({"max_bytes": (1 << 20) + 1}, "max_bytes", "from 1 to 1M"),

@@ -1,5 +1,6 @@
-"""The recipes of docs/clients.md, as they stand there, with real processes."""
+"""The recipes of docs/clients.md and docs/workers.md, as they stand there, with real processes."""
 
+import contextlib
 import http.client
 import json
 import pathlib
@@ -19,15 +20,16 @@ from conftest import assert_clean
 from synapse_rendezvous import __version__
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 
-CLIENTS = (pathlib.Path(__file__).parent.parent / "docs" / "clients.md").read_text()
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 MSC4108 = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
 MSC4388 = "/_matrix/client/unstable/io.element.msc4388/rendezvous"
 MODULES = [{"module": "synapse_rendezvous.RendezvousModule", "config": {}}]
 
 
-def recipe(language: str, part: str) -> str:
-    """Return the code block of docs/clients.md that has this part."""
-    (block,) = (block for block in re.findall(rf"```{language}\n(.*?)```", CLIENTS, re.DOTALL) if part in block)
+def recipe(language: str, part: str, page: str = "clients.md") -> str:
+    """Return the code block of a page that has this part."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if part in block)
     return str(block)
 
 
@@ -131,13 +133,11 @@ def test_delegation(tmp_path: pathlib.Path) -> None:
     assert_clean(homeserver)
 
 
-@needs("nginx", "nginx-light")
-def test_reverse_proxy(
-    tmp_path: pathlib.Path, homeserver: ThrowawayHomeserver, start: Callable[..., subprocess.Popen[bytes]]
-) -> None:
-    """A reverse proxy leads the public paths of both proposals to ours."""
+def start_nginx(
+    tmp_path: pathlib.Path, start: Callable[..., subprocess.Popen[bytes]], locations: str, otherwise: str
+) -> str:
+    """Start a reverse proxy with these locations, and return its address; what they do not name goes to `otherwise`."""
     port = free_port()
-    locations = recipe("nginx", "org.matrix.msc4108").replace("http://127.0.0.1:8008", homeserver.url)
     temporary = " ".join(
         f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -146,49 +146,97 @@ def test_reverse_proxy(
         events {{ }}
         http {{ access_log off; {temporary}
             server {{ listen {HOST}:{port}; {locations}
-                location / {{ proxy_pass {homeserver.url}; }} }} }}"""
+                location / {{ proxy_pass {otherwise}; }} }} }}"""
     )
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     nginx = start("nginx", program, "-c", tmp_path / "nginx.conf", "-e", tmp_path / "error.log")
     url = f"http://{HOST}:{port}"
     wait_for(f"{url}/health", nginx, tmp_path / "nginx.log")
+    return url
+
+
+@needs("nginx", "nginx-light")
+def test_reverse_proxy(
+    tmp_path: pathlib.Path, homeserver: ThrowawayHomeserver, start: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """A reverse proxy leads the public paths of both proposals to ours."""
+    locations = recipe("nginx", "org.matrix.msc4108").replace("http://127.0.0.1:8008", homeserver.url)
+    url = start_nginx(tmp_path, start, locations, homeserver.url)
 
     exchange_msc4108(url + MSC4108, url)
     exchange_msc4388(url + MSC4388)
 
 
-@needs("redis-server", "redis-server")
-def test_worker(tmp_path: pathlib.Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:
-    """A worker without Synapse's client resource serves the real path of MSC4388."""
-    redis, replication, port = free_port(), free_port(), free_port()
+@contextlib.contextmanager
+def worker(
+    tmp_path: pathlib.Path,
+    start: Callable[..., subprocess.Popen[bytes]],
+    worker_yaml: str,
+    settings: dict[str, Any],
+) -> Iterator[tuple[ThrowawayHomeserver, str]]:
+    """Run a homeserver and a worker, from these settings; the second yielded is the worker's address."""
+    redis, replication, port, main_port = (free_port() for _ in range(4))
     start("redis", "redis-server", "--port", str(redis), "--bind", HOST, "--save", "", "--dir", str(tmp_path))
-    main_port = free_port()
-    listener = {"bind_addresses": [HOST], "type": "http"}
+    listeners = settings["listeners"]
+    listeners[0]["port"], listeners[1]["port"] = main_port, replication
+    settings["redis"]["port"], settings["instance_map"]["main"]["port"] = redis, replication
     homeserver = ThrowawayHomeserver(
-        tmp_path,
-        port=main_port,
-        modules=MODULES,
-        settings={
-            "redis": {"enabled": True, "host": HOST, "port": redis},
-            "instance_map": {"main": {"host": HOST, "port": replication}},
-            "worker_replication_secret": "secret",
-            "listeners": [
-                {**listener, "port": main_port, "resources": [{"names": ["client"]}]},
-                {**listener, "port": replication, "resources": [{"names": ["replication"]}]},
-            ],
-        },
+        tmp_path, port=main_port, modules=settings.pop("modules", MODULES), settings=settings
     )
-    (tmp_path / "worker.yaml").write_text(recipe("yaml", "worker_app").replace("8091", str(port)))
+    (tmp_path / "worker.yaml").write_text(re.sub(r"port: \d+", f"port: {port}", worker_yaml))
     try:
         homeserver.start()
         command = [sys.executable, "-m", "synapse.app.generic_worker"]
-        worker = start("worker", *command, "-c", tmp_path / "homeserver.yaml", "-c", tmp_path / "worker.yaml")
+        process = start("worker", *command, "-c", tmp_path / "homeserver.yaml", "-c", tmp_path / "worker.yaml")
         url = f"http://{HOST}:{port}"
-        wait_for(f"{url}/health", worker, tmp_path / "worker.log")
+        wait_for(f"{url}/health", process, tmp_path / "worker.log")
+        yield homeserver, url
+    finally:
+        homeserver.stop()
+    assert_clean(homeserver)
 
+
+def settings_of_workers() -> dict[str, Any]:
+    settings: dict[str, Any] = yaml.safe_load(recipe("yaml", "# homeserver.yaml, in part", "workers.md"))
+    return settings
+
+
+@needs("redis-server", "redis-server")
+def test_worker_with_real_paths(tmp_path: pathlib.Path, start: Callable[..., subprocess.Popen[bytes]]) -> None:
+    """A worker without Synapse's client resource serves the real path of MSC4388."""
+    with worker(tmp_path, start, recipe("yaml", "worker_app"), settings_of_workers()) as (homeserver, url):
         exchange_msc4388(url + MSC4388)
         exchange_msc4108(f"{url}/_synapse/client/rendezvous/msc4108", url)
         assert ask(homeserver.url + MSC4388, "GET")[0] == 404
-    finally:
-        homeserver.stop()
-    assert f"synapse_rendezvous {__version__} on rendezvous1:" in (tmp_path / "worker.log").read_text()
+    log = (tmp_path / "worker.log").read_text()
+    assert f"synapse_rendezvous {__version__} on rendezvous1:" in log
+    assert "; sessions in Redis; " in log
+
+
+@needs("redis-server", "redis-server")
+@needs("nginx", "nginx-light")
+@pytest.mark.parametrize("store", ["auto", "memory"])
+def test_worker_of_its_own(tmp_path: pathlib.Path, start: Callable[..., subprocess.Popen[bytes]], store: str) -> None:
+    """A worker serves all sessions, with either store; in memory, each process says what that asks of the proxy."""
+    settings = settings_of_workers()
+    settings["modules"][0]["config"] = {"store": store}
+    worker_yaml = recipe("yaml", "worker_app: ", "workers.md")
+    with worker(tmp_path, start, worker_yaml, settings) as (homeserver, url):
+        locations = recipe("nginx", "rendezvous", "workers.md").replace("http://127.0.0.1:8092", url)
+        outside = start_nginx(tmp_path, start, locations, homeserver.url)
+        exchange_msc4108(f"{outside}/_synapse/client/rendezvous/msc4108", outside)
+        exchange_msc4388(f"{outside}/_synapse/client/io.element.msc4388/rendezvous")
+        # Which process holds a session shows where the others know it.
+        code, _, body = ask(f"{outside}/_synapse/client/rendezvous", "POST", b"hello")
+        session = f"/_synapse/client/rendezvous/{json.loads(body)['id']}"
+        assert (code, ask(url + session, "GET")[0]) == (200, 200)
+        assert ask(homeserver.url + session, "GET")[0] == (200 if store == "auto" else 404)
+    for log, process, address in (
+        (homeserver.log, "the main process", homeserver.url),
+        (tmp_path / "worker.log", "rendezvous1", url),
+    ):
+        warned = (
+            f"To make it this one ({process}), in nginx: location ^~ /_synapse/client/io.element.msc4388/rendezvous"
+        )
+        assert (warned in log.read_text()) == (store == "memory")
+        assert (f"proxy_pass {address};" in log.read_text()) == (store == "memory")

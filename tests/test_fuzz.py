@@ -7,7 +7,7 @@ import pathlib
 import random
 from collections import Counter
 
-from conftest import assert_clean
+from conftest import UNLIMITED, assert_clean
 
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 
@@ -110,8 +110,7 @@ class Client:
 
 def test_random_requests(tmp_path: pathlib.Path) -> None:
     """No answer is a 500, each is well formed, the log stays clean, and the memory comes back."""
-    unlimited = {"per_second": 1_000_000, "burst_count": 1_000_000}
-    config = {"ttl": "3s", "per_client": dict.fromkeys(("create", "read", "write", "miss"), unlimited)}
+    config = {"ttl": "3s", "per_client": UNLIMITED}
     homeserver = ThrowawayHomeserver(
         tmp_path,
         port=free_port(),

@@ -254,6 +254,7 @@ def resident_bytes(pid: int) -> int:
         ({}, {"ttl": "5x"}, "must be a duration from 1s to 1h"),
         ({}, {"ttl": "5x"}, "modules.<item 0>.config.ttl"),
         ({}, {"tll": "5m"}, "did you mean ttl?"),
+        ({}, {"store": "redis"}, "Set `redis: {enabled: true}`, with host and port, or remove `store`"),
         (
             {
                 "experimental_features": {"msc4108_enabled": True},

@@ -17,6 +17,7 @@ SESSION = Session(
     previous_tag=b"a0",
     last_modified_ms=NOON_S * 1000 + 500,
     expires_ms=NOON_S * 1000 + 300_000,
+    client="203.0.113.9",
 )
 
 
@@ -117,7 +118,8 @@ def test_any_bytes(lines: list[bytes], weak: bool, tolerant: bool) -> None:
     """No bytes make parsing fail, and none match by accident."""
     parsed = tags(*lines, weak=weak, tolerant=tolerant)
 
-    assert not parsed.match(b"0123456789abcdef0123")
+    assert parsed.match(b"0123456789abcdef0123") == parsed.any
+    assert parsed.any == (b",".join(lines).strip(b" \t") == b"*")
 
 
 @given(st.lists(st.from_regex(rb"[\x21\x23-\x7e\x80-\xff]{0,9}", fullmatch=True), min_size=1, max_size=5))

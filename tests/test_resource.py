@@ -540,8 +540,19 @@ class StartTestCase(HomeserverTestCase):
         self.assertTrue(
             re.search(rf"on main: msc3886 at {PATH} \(creation open\), .*; ttl 30 s, at most 10240 bytes", line), line
         )
-        self.assertIn("create 40 at once and 0.5/s", line)
+        self.assertIn("; sessions in the memory of this process; ", line)
+        self.assertIn("a client may have 100 sessions, create 40 at once and 0.5/s", line)
         self.assertIn("127.0.0.0/8", line)
+
+    def test_redis_that_is_not_there(self) -> None:
+        """Redis can be asked for only where Synapse has it."""
+        api = self.setup_test_homeserver().get_module_api()
+
+        with self.assertRaises(ConfigError) as error:
+            RendezvousModule(RendezvousModule.parse_config({"store": "redis"}), api)
+
+        self.assertEqual(("redis", "enabled"), error.exception.path)
+        RendezvousModule(RendezvousModule.parse_config({"store": "memory"}), api)
 
     def test_beside_builtin(self) -> None:
         """Synapse's own server at the same path is a conflict, named by its option."""

@@ -1,54 +1,34 @@
 """What every store promises."""
 
 import re
+import shutil
 import tracemalloc
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar
+from unittest.mock import patch
 
 import pytest
-from hypothesis import settings
+import txredisapi
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
-from twisted.internet.defer import Deferred
+from stack import RedisServer
+from stores import TTL_MS, MemoryStores, RedisStores, Time, result
 
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
 from synapse_rendezvous.session import RANDOM_ID, Session, Write, new_random_id
-from synapse_rendezvous.store import MemorySessionStore
+from synapse_rendezvous.store import MemorySessionStore, SessionStore
+from synapse_rendezvous.throwaway import HOST
 
-TTL_MS = 300_000
-START_MS = 1_700_000_000_000
 HELLO = Write(b"hello", b"text/plain")
-
-T = TypeVar("T")
-
-
-def result(coroutine: Coroutine[Deferred[Any], Any, T]) -> T:
-    """Return what a store's operation returns, or raise what it raises."""
-    results: list[T] = []
-    failures: list[BaseException] = []
-    Deferred.fromCoroutine(coroutine).addCallbacks(results.append, lambda failure: failures.append(failure.value))
-    for failure in failures:
-        raise failure
-    return results[0]
+CLIENT = "203.0.113.9"
 
 
 def if_match(tag: bytes) -> Preconditions:
     return Preconditions(if_match=EntityTags(any=False, tags=frozenset({tag})))
-
-
-class Time:
-    """A clock that is set by hand."""
-
-    def __init__(self) -> None:
-        self.now_ms = START_MS
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
-def memory_store(now_ms: Time, **quotas: int) -> MemorySessionStore:
-    return MemorySessionStore(now_ms, ttl_ms=TTL_MS, **{"max_sessions": 10, "max_total_bytes": 1000, **quotas})
 
 
 @pytest.fixture
@@ -56,26 +36,50 @@ def time() -> Time:
     return Time()
 
 
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A connection, made as Synapse makes its own, to a Redis that is ours alone."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: apt install redis-server)")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    connection = txredisapi.lazyConnection(HOST, server.port)
+
+    async def disconnect() -> None:
+        await connection.disconnect()
+
+    yield connection
+    result(disconnect())
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def stores(request: pytest.FixtureRequest, time: Time) -> MemoryStores | RedisStores:
+    if request.param == "memory":
+        return MemoryStores(time)
+    return RedisStores(request.getfixturevalue("connection"), time)
+
+
 @pytest.fixture
-def store(time: Time) -> MemorySessionStore:
-    return memory_store(time)
+def store(stores: MemoryStores | RedisStores) -> SessionStore:
+    return stores.make()
 
 
-def test_create_and_get(store: MemorySessionStore) -> None:
+def test_create_and_get(store: SessionStore, time: Time) -> None:
     """What was created is there, with an id and a tag of the promised form."""
-    session = result(store.create(new_random_id(), HELLO))
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
 
     assert session == result(store.get(session.id))
     assert (b"hello", b"text/plain") == (session.payload, session.content_type)
     assert re.fullmatch(RANDOM_ID, session.id)
     assert re.fullmatch(rb"[0-9a-z]{20}", session.tag)
-    assert START_MS == session.last_modified_ms
-    assert START_MS + TTL_MS == session.expires_ms
+    assert time.start_ms == session.last_modified_ms
+    assert time.start_ms + TTL_MS == session.expires_ms
 
 
-def test_replace(store: MemorySessionStore, time: Time) -> None:
+def test_replace(store: SessionStore, time: Time) -> None:
     """A write makes a new revision of the same session and does not prolong its life."""
-    first = result(store.create(new_random_id(), HELLO))
+    first = result(store.create(new_random_id(), HELLO, CLIENT))
     time.now_ms += 1000
 
     second = result(store.replace(first.id, Write(b"bye", b"text/html"), if_match(first.tag)))
@@ -84,14 +88,14 @@ def test_replace(store: MemorySessionStore, time: Time) -> None:
     assert (first.id, b"bye", b"text/html") == (second.id, second.payload, second.content_type)
     assert first.tag != second.tag
     assert first.tag == second.previous_tag
-    assert START_MS + 1000 == second.last_modified_ms
+    assert time.start_ms + 1000 == second.last_modified_ms
     assert first.expires_ms == second.expires_ms
 
 
-def test_same_bytes_are_a_new_revision(store: MemorySessionStore) -> None:
+def test_same_bytes_are_a_new_revision(store: SessionStore) -> None:
     """Each device that writes the same bytes makes a revision of its own."""
     tags = set()
-    session = result(store.create(new_random_id(), HELLO))
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
     for _ in range(50):
         tags.add(session.tag)
         session = result(store.replace(session.id, HELLO, if_match(session.tag)))
@@ -99,9 +103,9 @@ def test_same_bytes_are_a_new_revision(store: MemorySessionStore) -> None:
     assert 50 == len(tags)
 
 
-def test_failed_precondition_changes_nothing(store: MemorySessionStore) -> None:
+def test_failed_precondition_changes_nothing(store: SessionStore) -> None:
     """The loser of a race is told the winner's revision, which stays."""
-    first = result(store.create(new_random_id(), HELLO))
+    first = result(store.create(new_random_id(), HELLO, CLIENT))
     winner = result(store.replace(first.id, Write(b"winner", b""), if_match(first.tag)))
 
     with pytest.raises(PreconditionFailed) as replacing:
@@ -114,9 +118,9 @@ def test_failed_precondition_changes_nothing(store: MemorySessionStore) -> None:
     assert winner == result(store.get(first.id))
 
 
-def test_repeated_write(store: MemorySessionStore) -> None:
+def test_repeated_write(store: SessionStore) -> None:
     """The last accepted write, sent again, succeeds again and changes nothing; any other stale write fails."""
-    first = result(store.create(new_random_id(), HELLO))
+    first = result(store.create(new_random_id(), HELLO, CLIENT))
     second = result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
 
     assert second == result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
@@ -126,9 +130,9 @@ def test_repeated_write(store: MemorySessionStore) -> None:
         result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
 
 
-def test_delete(store: MemorySessionStore) -> None:
+def test_delete(store: SessionStore) -> None:
     """What was deleted is gone."""
-    session = result(store.create(new_random_id(), HELLO))
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
 
     result(store.delete(session.id, if_match(session.tag)))
 
@@ -142,59 +146,59 @@ def test_delete(store: MemorySessionStore) -> None:
 
 
 @pytest.mark.parametrize("operation", ["get", "replace", "delete"])
-def test_expiry(store: MemorySessionStore, time: Time, operation: str) -> None:
+def test_expiry(store: SessionStore, time: Time, operation: str) -> None:
     """A session lives to the last millisecond of its time and not one longer."""
-    sessions = [result(store.create(new_random_id(), HELLO)) for _ in range(2)]
+    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(2)]
     arguments: dict[str, tuple[Any, ...]] = {"get": (), "replace": (HELLO, UNCONDITIONAL), "delete": (UNCONDITIONAL,)}
 
-    time.now_ms = START_MS + TTL_MS - 1
+    time.now_ms = time.start_ms + TTL_MS - 1
     result(getattr(store, operation)(sessions[0].id, *arguments[operation]))
     time.now_ms += 1
     with pytest.raises(SessionNotFound):
         result(getattr(store, operation)(sessions[1].id, *arguments[operation]))
 
 
-def test_writing_does_not_prolong(store: MemorySessionStore, time: Time) -> None:
+def test_writing_does_not_prolong(store: SessionStore, time: Time) -> None:
     """No session can be kept alive."""
-    session = result(store.create(new_random_id(), HELLO))
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
     for _ in range(10):
         time.now_ms += TTL_MS // 10 - 1
         result(store.replace(session.id, HELLO, UNCONDITIONAL))
 
-    time.now_ms = START_MS + TTL_MS
+    time.now_ms = time.start_ms + TTL_MS
     with pytest.raises(SessionNotFound):
         result(store.get(session.id))
 
 
-def test_full_of_sessions(store: MemorySessionStore, time: Time) -> None:
+def test_full_of_sessions(store: SessionStore, time: Time) -> None:
     """The newcomer is refused; everybody else stays, and can write and end; room comes back."""
-    sessions = [result(store.create(new_random_id(), HELLO)) for _ in range(10)]
+    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(10)]
 
     with pytest.raises(StoreFull) as refusal:
-        result(store.create(new_random_id(), HELLO))
+        result(store.create(new_random_id(), HELLO, CLIENT))
 
     assert "max_sessions" == refusal.value.limiter_name
     assert sessions == [result(store.get(session.id)) for session in sessions]
     result(store.replace(sessions[0].id, Write(b"longer than before", b""), UNCONDITIONAL))
     result(store.delete(sessions[1].id, UNCONDITIONAL))
-    result(store.create(new_random_id(), HELLO))
+    result(store.create(new_random_id(), HELLO, CLIENT))
     with pytest.raises(StoreFull):
-        result(store.create(new_random_id(), HELLO))
+        result(store.create(new_random_id(), HELLO, CLIENT))
 
     time.now_ms += TTL_MS
     for _ in range(10):
-        result(store.create(new_random_id(), HELLO))
+        result(store.create(new_random_id(), HELLO, CLIENT))
 
 
-def test_full_of_bytes(time: Time) -> None:
+def test_full_of_bytes(stores: MemoryStores | RedisStores) -> None:
     """The bound holds to the byte, for creations and for payloads that grow; shrinking is always allowed."""
-    store = memory_store(time, max_total_bytes=100)
-    session = result(store.create(new_random_id(), Write(b"x" * 60, b"")))
+    store = stores.make(max_total_bytes=100)
+    session = result(store.create(new_random_id(), Write(b"x" * 60, b""), CLIENT))
     with pytest.raises(StoreFull) as refusal:
-        result(store.create(new_random_id(), Write(b"x" * 41, b"")))
+        result(store.create(new_random_id(), Write(b"x" * 41, b""), CLIENT))
     assert "max_total_bytes" == refusal.value.limiter_name
-    other = result(store.create(new_random_id(), Write(b"x" * 40, b"")))
-    result(store.create(new_random_id(), Write(b"", b"")))
+    other = result(store.create(new_random_id(), Write(b"x" * 40, b""), CLIENT))
+    result(store.create(new_random_id(), Write(b"", b""), CLIENT))
 
     with pytest.raises(StoreFull):
         result(store.replace(session.id, Write(b"x" * 61, b""), UNCONDITIONAL))
@@ -202,39 +206,135 @@ def test_full_of_bytes(time: Time) -> None:
     shrunk = result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
     result(store.replace(other.id, Write(b"x" * 41, b""), UNCONDITIONAL))
 
-    assert 100 == store.total_bytes
+    assert 100 == stores.held().total_bytes
     # A repeat takes no room, so it succeeds as the first did.
     assert shrunk == result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
 
 
-def test_sweep(store: MemorySessionStore, time: Time) -> None:
-    """Expired sessions leave memory, and only these."""
-    old = [result(store.create(new_random_id(), HELLO)) for _ in range(3)]
+def test_full_for_a_client(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """Who has as many sessions as one client may is refused; another is not. Room comes back with each that ends."""
+    store = stores.make(max_client_sessions=2)
+    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(2)]
+    time.now_ms += 1
+
+    for _ in range(2):
+        with pytest.raises(StoreFull) as refusal:
+            result(store.create(new_random_id(), HELLO, CLIENT))
+        assert "per_client.max_sessions" == refusal.value.limiter_name
+    result(store.create(new_random_id(), HELLO, "2001:db8::/64"))
+    result(store.delete(sessions[0].id, UNCONDITIONAL))
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    time.now_ms = time.start_ms + TTL_MS
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    with pytest.raises(StoreFull):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+
+def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """However many expire on their own, what they counted for comes back, to the byte."""
+    store = stores.make(max_sessions=250, max_total_bytes=250 * 5, max_client_sessions=250)
+    for index in range(250):
+        session = result(store.create(new_random_id(), Write(b"", b""), f"192.0.2.{index % 7}"))
+        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    held = stores.held()
+    assert (250, 250 * 5, 7) == (len(held.sizes), held.total_bytes, len(held.client_sessions))
+    with pytest.raises(StoreFull):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+    time.now_ms += TTL_MS
+    for _ in range(250):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+    assert {CLIENT: 250} == stores.held().client_sessions
+    assert 250 * 5 == stores.held().total_bytes
+
+
+@pytest.mark.parametrize("payload", [b"", b"0123", b"1_000", b"1e5", b"-1", b"inf", bytes(range(256)), b"\xc3\xa9"])
+@pytest.mark.parametrize("content_type", [b"", b"text/plain", b"7", b"\t\xff" + b"x" * 253])
+def test_every_byte_survives(store: SessionStore, payload: bytes, content_type: bytes) -> None:
+    """No payload and no type is taken for something else."""
+    session = result(store.create(new_random_id(), Write(payload, content_type), CLIENT))
+    assert (payload, content_type) == (session.payload, session.content_type)
+    assert session == result(store.get(session.id))
+
+    replaced = result(store.replace(session.id, Write(content_type, payload[:255]), UNCONDITIONAL))
+    assert (content_type, payload[:255]) == (replaced.payload, replaced.content_type)
+    assert replaced == result(store.get(session.id))
+
+
+def some_revision(tags: list[bytes]) -> st.SearchStrategy[EntityTags | None]:
+    listed = st.builds(EntityTags, st.just(False), st.frozensets(st.sampled_from([*tags, b"", b"x", b"a,b", b"*"])))
+    return st.one_of(st.none(), st.just(EntityTags(any=True, tags=frozenset())), listed)
+
+
+@given(data=st.data())
+def test_preconditions_mean_the_same(data: st.DataObject, connection: Any) -> None:
+    """Whatever the preconditions, both stores come to the same verdict."""
+    time = Time()
+    tags = [b"1" * 20, b"2" * 20, b"3" * 20, b"4" * 20]
+    preconditions = data.draw(
+        st.builds(
+            Preconditions,
+            if_match=some_revision(tags),
+            if_none_match=some_revision(tags),
+            if_modified_since_s=st.none(),
+            if_unmodified_since_s=st.sampled_from([None, -1, 0, 1]).map(
+                lambda offset_s: None if offset_s is None else time.now_ms // 1000 + offset_s
+            ),
+            repeats_from_any=st.booleans(),
+        )
+    )
+    write = data.draw(st.sampled_from([HELLO, Write(b"hello", b"text/html"), Write(b"hell", b"text/plain")]))
+    revisions = data.draw(st.integers(1, 3))
+
+    def verdicts(stores: MemoryStores | RedisStores) -> Iterator[Any]:
+        store = stores.make()
+        with patch("secrets.token_hex", side_effect=[tag.decode() for tag in tags]):
+            session = result(store.create("a" * 22, HELLO, CLIENT))
+            for _ in range(revisions - 1):
+                session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
+        for operation in (store.replace(session.id, write, preconditions), store.delete(session.id, preconditions)):
+            try:
+                after = result(operation)
+            except PreconditionFailed as failure:
+                yield failure.session.payload
+            else:
+                yield after and (after.payload, after.tag == session.tag)
+
+    assert list(verdicts(MemoryStores(time))) == list(verdicts(RedisStores(connection, time)))
+
+
+def test_sweep(time: Time) -> None:
+    """Expired sessions leave memory, and only these. Redis does the same by itself."""
+    stores = MemoryStores(time)
+    store = stores.make()
+    assert isinstance(store, MemorySessionStore)
+    old = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(3)]
     result(store.delete(old[1].id, UNCONDITIONAL))
     result(store.replace(old[2].id, HELLO, UNCONDITIONAL))
     time.now_ms += 1
-    young = result(store.create(new_random_id(), HELLO))
+    young = result(store.create(new_random_id(), HELLO, CLIENT))
 
     store.sweep()
     assert 3 == len(store)
-    time.now_ms = START_MS + TTL_MS
+    time.now_ms = time.start_ms + TTL_MS
     store.sweep()
 
-    assert (1, 5) == (len(store), store.total_bytes)
+    assert ({young.id: 5}, 5, {CLIENT: 1}) == stores.held()
     assert young == result(store.get(young.id))
 
 
 def test_memory_a_session_takes(time: Time) -> None:
-    """A session takes at most 600 bytes beside its payload, the store's own table included."""
+    """A session takes at most 600 bytes beside its payload, the store's own tables included."""
     count, size = 20_000, 1024
-    store = memory_store(time, max_sessions=count, max_total_bytes=count * size)
+    store = MemoryStores(time).make(max_sessions=count, max_total_bytes=count * size, max_client_sessions=count)
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
         for index in range(count):
             # As over the wire, nothing is shared between sessions.
             payload, content_type = bytes([index % 256]) * size, bytes(bytearray(b"application/octet-stream"))
-            session = result(store.create(new_random_id(), Write(payload, content_type)))
+            session = result(store.create(new_random_id(), Write(payload, content_type), CLIENT))
             result(store.replace(session.id, Write(payload[::-1], content_type), UNCONDITIONAL))
             del session, payload, content_type
         after, _ = tracemalloc.get_traced_memory()
@@ -247,15 +347,19 @@ def test_memory_a_session_takes(time: Time) -> None:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """The memory store beside a plain model of it, under any sequence of operations and times."""
+    """A store beside a plain model of it, under any sequence of operations and times."""
 
     sessions = Bundle("sessions")
     writes = st.builds(Write, st.binary(max_size=40), st.sampled_from([b"text/plain", b"text/html"]))
+    clients = st.sampled_from([CLIENT, "2001:db8::/64", "unknown"])
+
+    stores: ClassVar[Any]
 
     def __init__(self) -> None:
         super().__init__()
         self.time = Time()
-        self.store = memory_store(self.time, max_sessions=4, max_total_bytes=100)
+        self.look = type(self).stores(self.time)
+        self.store = self.look.make(max_sessions=4, max_total_bytes=100, max_client_sessions=3)
         self.model: dict[str, Session] = {}
 
     def alive(self) -> dict[str, Session]:
@@ -264,14 +368,16 @@ class StoreMachine(RuleBasedStateMachine):
     def room(self, growth: int) -> bool:
         return growth <= 0 or sum(len(session.payload) for session in self.alive().values()) + growth <= 100
 
-    @rule(target=sessions, write=writes)
-    def create(self, write: Write) -> Any:
-        if len(self.alive()) == 4 or not self.room(len(write.payload)):
+    @rule(target=sessions, write=writes, client=clients)
+    def create(self, write: Write, client: str) -> Any:
+        full = len(self.alive()) == 4 or [session.client for session in self.alive().values()].count(client) == 3
+        if full or not self.room(len(write.payload)):
             with pytest.raises(StoreFull):
-                result(self.store.create(new_random_id(), write))
+                result(self.store.create(new_random_id(), write, client))
             return multiple()
-        session = result(self.store.create(new_random_id(), write))
-        assert (write, self.time.now_ms + TTL_MS) == ((session.payload, session.content_type), session.expires_ms)
+        session = result(self.store.create(new_random_id(), write, client))
+        assert (write, client) == ((session.payload, session.content_type), session.client)
+        assert self.time.now_ms + TTL_MS == session.expires_ms
         self.model[session.id] = session
         return session
 
@@ -313,17 +419,39 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        self.store.sweep()
-        assert len(self.alive()) == len(self.store)
+        if isinstance(self.store, MemorySessionStore):
+            self.store.sweep()
+            assert len(self.alive()) == len(self.store)
 
     @invariant()
     def agrees(self) -> None:
         for session in self.alive().values():
             assert session == result(self.store.get(session.id))
-        kept = self.store._sessions.values()
-        assert sum(len(session.payload) for session in kept) == self.store.total_bytes
-        assert 4 >= len(kept)
+        held = self.look.held()
+        assert {session.id: len(session.payload) for session in self.alive().values()}.items() <= held.sizes.items()
+        assert sum(held.sizes.values()) == held.total_bytes
+        assert Counter(self.model[session_id].client for session_id in held.sizes) == held.client_sessions
+        assert 4 >= len(held.sizes)
 
 
-StoreMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
-test_against_a_model = StoreMachine.TestCase
+class MemoryMachine(StoreMachine):
+    """The memory store."""
+
+    stores = MemoryStores
+
+
+MemoryMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+test_memory_against_a_model = MemoryMachine.TestCase
+
+
+class RedisMachine(StoreMachine):
+    """The Redis store."""
+
+
+@pytest.fixture
+def _redis_machine(connection: Any) -> None:
+    RedisMachine.stores = partial(RedisStores, connection)
+
+
+RedisMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+test_redis_against_a_model = pytest.mark.usefixtures("_redis_machine")(RedisMachine.TestCase)

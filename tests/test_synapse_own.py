@@ -9,6 +9,7 @@ import importlib.util
 from typing import Any
 
 import pytest
+from conftest import UNLIMITED
 from tests.rest.client import test_rendezvous
 
 DIFFERENT = {
@@ -18,8 +19,6 @@ DIFFERENT = {
     "test_rendezvous_requires_authentication": "whoever asks without a token is told that creating is not available, as"
     " the proposal words it; Synapse answers 401, which clients take for an error",
 }
-
-UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
 
 
 def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> Any:
@@ -41,7 +40,7 @@ def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> A
                     "config": {
                         "ttl": "1m" if dialect == "msc4108" else "2m",
                         "dialects": {"msc3886": {"path": "/_synapse/client/rendezvous_base"}, dialect: options},
-                        "per_client": {"create": UNLIMITED, "read": UNLIMITED},
+                        "per_client": UNLIMITED,
                     },
                 }
             ]

@@ -1,0 +1,138 @@
+"""Sessions in the Redis that Synapse uses, where all processes of a homeserver find them."""
+
+import re
+from collections.abc import Callable
+
+from synapse_rendezvous import redis_scripts
+from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
+from synapse_rendezvous.preconditions import EntityTags, Preconditions
+from synapse_rendezvous.redis_link import RedisLink
+from synapse_rendezvous.redis_scripts import ABSENT, ANY, NO_TAG, VALUE
+from synapse_rendezvous.session import Session, Write, new_tag
+
+_TAG = re.compile(rb"[0-9a-z]{20}")
+
+
+class RedisSessionStore:
+    """Keeps sessions in Redis. Every operation is one script, hence atomic and one round trip.
+
+    All methods raise `StoreUnavailable` when Redis gives no answer in time.
+
+    Args:
+        link: runs the scripts.
+        now_ms: tells this process's time in milliseconds since the epoch.
+        server_name: of the homeserver; several may share a Redis.
+        ttl_ms: how long a session lives from its creation.
+        max_sessions: how many may live at once.
+        max_total_bytes: how many bytes of payload they may hold together.
+        max_client_sessions: how many of one client may live at once.
+    """
+
+    def __init__(
+        self,
+        link: RedisLink,
+        now_ms: Callable[[], int],
+        *,
+        server_name: str,
+        ttl_ms: int,
+        max_sessions: int,
+        max_total_bytes: int,
+        max_client_sessions: int,
+    ) -> None:
+        self._link = link
+        self._local_now_ms = now_ms
+        self._ahead_ms = 0
+        prefix = f"synapse_rendezvous:{{{server_name}}}:"
+        self._session_prefix = f"{prefix}session:"
+        self._shared_keys = (f"{prefix}index", f"{prefix}totals")
+        self._ttl_ms = ttl_ms
+        self._max_sessions = max_sessions
+        self._max_total_bytes = max_total_bytes
+        self._max_client_sessions = max_client_sessions
+
+    def now_ms(self) -> int:
+        """See `SessionStore.now_ms`: Redis' time, by what it was at the last answer."""
+        return self._local_now_ms() + self._ahead_ms
+
+    async def create(self, session_id: str, write: Write, client: str) -> Session:
+        """See `SessionStore.create`."""
+        quotas = (self._max_sessions, self._max_total_bytes, self._max_client_sessions)
+        head = await self._run(
+            redis_scripts.CREATE,
+            session_id,
+            *(new_tag(), _stored(write), len(write.payload), client.encode("ascii"), self._ttl_ms, *quotas),
+        )
+        return _read(session_id, head + _stored(write))
+
+    async def get(self, session_id: str) -> Session:
+        """See `SessionStore.get`."""
+        return _read(session_id, await self._run(redis_scripts.GET, session_id))
+
+    async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
+        """See `SessionStore.replace`."""
+        head = await self._run(
+            redis_scripts.REPLACE,
+            session_id,
+            *(new_tag(), _stored(write), len(write.payload), self._max_total_bytes),
+            int(preconditions.repeats_from_any),
+            *_conditions(preconditions),
+        )
+        return _read(session_id, head + _stored(write))
+
+    async def delete(self, session_id: str, preconditions: Preconditions) -> None:
+        """See `SessionStore.delete`."""
+        await self._run(redis_scripts.DELETE, session_id, *_conditions(preconditions))
+
+    async def _run(self, script: str, session_id: str, *arguments: bytes | int) -> bytes:
+        """Run a script and return the value in its answer, or raise what it says instead."""
+        keys = (self._session_prefix + session_id, *self._shared_keys)
+        verdict, now_ms, *values = await self._link.run(script, keys, arguments)
+        self._ahead_ms = int(now_ms) - self._local_now_ms()
+        # Synapse's connection decodes what is UTF-8; to encode it again gives the same bytes.
+        value = b"".join(value.encode("utf-8") if isinstance(value, str) else value for value in values)
+        if verdict == "gone":
+            raise SessionNotFound
+        if verdict == "failed":
+            raise PreconditionFailed(_read(session_id, value))
+        if verdict == "full":
+            raise StoreFull(value.decode("ascii"))
+        return value
+
+
+def _stored(write: Write) -> bytes:
+    """Return a write as it ends a value."""
+    return b"%03d%b%b" % (len(write.content_type), write.content_type, write.payload)
+
+
+def _conditions(preconditions: Preconditions) -> tuple[bytes, ...]:
+    """Return what a script is told of preconditions; it is given no tags that cannot be ours."""
+    unmodified_since_s = preconditions.if_unmodified_since_s
+    return (
+        _tags(preconditions.if_match),
+        _tags(preconditions.if_none_match),
+        ABSENT if unmodified_since_s is None else b"%d" % unmodified_since_s,
+    )
+
+
+def _tags(known: EntityTags | None) -> bytes:
+    if known is None:
+        return ABSENT
+    return ANY if known.any else b"".join(b"," + tag for tag in known.tags if _TAG.fullmatch(tag))
+
+
+def _read(session_id: str, value: bytes) -> Session:
+    """Return the revision that a value holds."""
+    head = VALUE.match(value)
+    assert head is not None, "a value that this version did not write"  # noqa: S101
+    type_start = head.end() + int(head["client_length"]) + 3
+    payload_start = type_start + int(value[type_start - 3 : type_start])
+    return Session(
+        id=session_id,
+        payload=value[payload_start:],
+        content_type=value[type_start:payload_start],
+        tag=head["tag"],
+        previous_tag=None if head["previous_tag"] == NO_TAG else head["previous_tag"],
+        last_modified_ms=int(head["last_modified_ms"]),
+        expires_ms=int(head["expires_ms"]),
+        client=value[head.end() : type_start - 3].decode("ascii"),
+    )

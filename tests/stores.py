@@ -1,0 +1,145 @@
+"""Both stores, under a clock that is set by hand, and what their operations return."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+
+from synapse_rendezvous.homeserver import RedisConnection
+from synapse_rendezvous.redis_link import RedisLink
+from synapse_rendezvous.redis_store import RedisSessionStore
+from synapse_rendezvous.store import MemorySessionStore, SessionStore
+
+TTL_MS = 300_000
+SERVER_NAME = "rendezvous.localhost"
+QUOTAS = {"ttl_ms": TTL_MS, "max_sessions": 10, "max_total_bytes": 1000, "max_client_sessions": 10}
+
+T = TypeVar("T")
+
+
+def result(coroutine: Coroutine[Deferred[Any], Any, T]) -> T:
+    """Return what an operation returns, or raise what it raises, once it is done."""
+    results: list[T] = []
+    failures: list[BaseException] = []
+    Deferred.fromCoroutine(coroutine).addCallbacks(results.append, lambda failure: failures.append(failure.value))
+    deadline_s = time.monotonic() + 30
+    while not results and not failures:
+        assert time.monotonic() < deadline_s, "it has not come to an end"
+        reactor.iterate(0.01)  # type: ignore[call-arg, misc]
+    for failure in failures:
+        raise failure
+    return results[0]
+
+
+class Time:
+    """A clock that is set by hand. It starts with the real time: what Redis was given an end, it drops by its own."""
+
+    def __init__(self) -> None:
+        self.start_ms = self.now_ms = int(time.time() * 1000)
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+class Held(NamedTuple):
+    """What a store keeps account of; what has expired and was not yet swept, too.
+
+    Attributes:
+        sizes: bytes of payload by session.
+        total_bytes: of all payloads together.
+        client_sessions: how many sessions each client has.
+    """
+
+    sizes: dict[str, int]
+    total_bytes: int
+    client_sessions: dict[str, int]
+
+
+class MemoryStores:
+    """Makes memory stores and looks into them.
+
+    Args:
+        time: what they take for the time.
+    """
+
+    def __init__(self, time: Time) -> None:
+        self._time = time
+
+    def make(self, **quotas: int) -> SessionStore:
+        """Return a new store that is empty."""
+        self._store = MemorySessionStore(self._time, **{**QUOTAS, **quotas})
+        return self._store
+
+    def held(self) -> Held:
+        """Return what the last store keeps account of."""
+        store = self._store
+        sizes = {session.id: len(session.payload) for session in store._sessions.values()}
+        return Held(sizes, store.total_bytes, dict(store._client_sessions))
+
+
+class SetTime:
+    """A connection over which Redis goes by another time than its own.
+
+    Args:
+        connection: a real one.
+        time: what it goes by.
+    """
+
+    _OWN = "redis.call('TIME')"
+
+    def __init__(self, connection: Any, time: Time) -> None:
+        self._connection = connection
+        self._time = time
+
+    def eval(self, script: str, keys: Sequence[str], args: Sequence[bytes | int]) -> Deferred[Any]:
+        """Run a script."""
+        assert self._OWN in script
+        seconds, milliseconds = divmod(self._time.now_ms, 1000)
+        return self._connection.eval(script.replace(self._OWN, f"{{{seconds}, {milliseconds}000}}"), keys, args)  # type: ignore[no-any-return]
+
+
+class RedisStores:
+    """Makes Redis stores, on the same server, and looks into them.
+
+    Args:
+        connection: to a Redis that is ours alone.
+        time: what they take for the time.
+    """
+
+    def __init__(self, connection: Any, time: Time) -> None:
+        self._connection = connection
+        self._time = time
+
+    def make(self, **quotas: Any) -> SessionStore:
+        """Return a new store, on an emptied Redis."""
+        self.ask("flushdb")
+        return redis_store(SetTime(self._connection, self._time), self._time, **quotas)
+
+    def held(self) -> Held:
+        """Return what is kept account of in Redis."""
+        prefix = f"synapse_rendezvous:{{{SERVER_NAME}}}:"
+        sizes = {}
+        for member in self.ask("zrange", f"{prefix}index", 0, -1):
+            size, _, session_id = member.split(" ")
+            sizes[session_id] = int(size)
+        totals: dict[str, int] = Counter(self.ask("hgetall", f"{prefix}totals"))
+        total_bytes = totals.pop("bytes", 0)
+        return Held(sizes, total_bytes, dict(totals))
+
+    def ask(self, command: str, *arguments: Any) -> Any:
+        """Return the answer to a command, as txredisapi gives it."""
+
+        async def ask() -> Any:
+            return await getattr(self._connection, command)(*arguments)
+
+        return result(ask())
+
+
+def redis_store(
+    connection: RedisConnection, now_ms: Callable[[], int], *, server_name: str = SERVER_NAME, **quotas: Any
+) -> RedisSessionStore:
+    """Return a store on a connection."""
+    return RedisSessionStore(RedisLink(connection, reactor), now_ms, server_name=server_name, **{**QUOTAS, **quotas})

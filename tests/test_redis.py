@@ -1,0 +1,286 @@
+"""The Redis store where Redis is at its limits or in trouble, with a real one."""
+
+import logging
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import txredisapi
+from stack import RedisServer
+from stores import TTL_MS, redis_store, result
+from twisted.internet.defer import Deferred, DeferredList
+
+from synapse_rendezvous.errors import SessionNotFound, StoreFull, StoreUnavailable
+from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
+from synapse_rendezvous.redis_link import RedisLink
+from synapse_rendezvous.redis_store import RedisSessionStore
+from synapse_rendezvous.session import Session, Write, new_random_id
+from synapse_rendezvous.throwaway import HOST
+
+HELLO = Write(b"hello", b"text/plain")
+CLIENT = "203.0.113.9"
+PASSWORD = "a-long-secret"
+WORKERS = (pathlib.Path(__file__).parent.parent / "docs" / "workers.md").read_text()
+LARGEST_ANSWER_S = 2
+"""How long a client waits at most, whatever Redis does."""
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("redis-server") is None, reason="redis-server is not installed (Debian: apt install redis-server)"
+)
+
+
+def now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+@pytest.fixture
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def connect(redis: RedisServer) -> Iterator[Callable[..., Any]]:
+    """Make connections as Synapse makes its own."""
+    connections = []
+
+    def connect(**options: Any) -> Any:
+        connections.append(txredisapi.lazyConnection(HOST, redis.port, replyTimeout=30, **options))
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection._factory.stopTrying()
+
+        async def disconnect(connection: Any = connection) -> None:
+            await connection.disconnect()
+
+        result(disconnect())
+
+
+@pytest.fixture
+def store(connect: Callable[..., Any]) -> RedisSessionStore:
+    return redis_store(connect(), now_ms)
+
+
+def create(store: RedisSessionStore, write: Write = HELLO) -> Session:
+    return result(store.create(new_random_id(), write, CLIENT))
+
+
+def assert_unavailable(store: RedisSessionStore, session: Session) -> None:
+    """Every operation is answered in time, as unavailable, and never as if the session did not exist."""
+    for operation in (
+        store.get(session.id),
+        store.replace(session.id, HELLO, UNCONDITIONAL),
+        store.delete(session.id, UNCONDITIONAL),
+        store.create(new_random_id(), HELLO, CLIENT),
+    ):
+        start_s = time.monotonic()
+        with pytest.raises(StoreUnavailable) as error:
+            result(operation)
+        assert time.monotonic() - start_s < LARGEST_ANSWER_S
+        assert (503, {"Retry-After": "1"}) == (error.value.code, error.value.headers)
+
+
+def comes_back(store: RedisSessionStore) -> Session:
+    """Return a new session, once one can be made; it takes as long as Synapse takes to connect again."""
+    deadline_s = time.monotonic() + 20
+    while True:
+        try:
+            return create(store)
+        except StoreUnavailable:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.1)
+
+
+def test_hung(store: RedisSessionStore, redis: RedisServer) -> None:
+    """While Redis hangs nobody waits for it long; then it is as if nothing had been."""
+    session = create(store)
+    redis.pause()
+    assert_unavailable(store, session)
+    redis.resume()
+    comes_back(store)
+
+    assert session == result(store.get(session.id))
+
+
+def test_restarted(store: RedisSessionStore, redis: RedisServer) -> None:
+    """While Redis is gone nobody waits for it long. When it is back, empty and knowing no script, it is used again."""
+    session = create(store)
+    redis.kill()
+    assert_unavailable(store, session)
+    time.sleep(RedisLink.PAUSE_S)
+    assert_unavailable(store, session)
+    redis.start()
+    again = comes_back(store)
+
+    assert again == result(store.get(again.id))
+    with pytest.raises(SessionNotFound):
+        result(store.get(session.id))
+
+
+def test_there_is_no_redis_at_first(store: RedisSessionStore, redis: RedisServer) -> None:
+    """Synapse may start before Redis does."""
+    redis.kill()
+    with pytest.raises(StoreUnavailable):
+        create(store)
+    redis.start()
+    comes_back(store)
+
+
+def test_trouble_is_bounded(store: RedisSessionStore, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """However many ask while Redis hangs or is gone: few wait, nothing piles up, and one line is logged a minute."""
+    session = create(store)
+    connection: Any = store._link._connection
+    for trouble in (redis.pause, redis.kill):
+        trouble()
+        asked = [Deferred.fromCoroutine(store.get(session.id)) for _ in range(RedisLink.MAX_UNDER_WAY + 500)]
+        assert sum(not each.called for each in asked) <= RedisLink.MAX_UNDER_WAY
+
+        async def all_of(asked: list[Deferred[Session]] = asked) -> Any:
+            return await DeferredList(asked, consumeErrors=True)
+
+        start_s = time.monotonic()
+        answers = result(all_of())
+        assert time.monotonic() - start_s < LARGEST_ANSWER_S
+        assert {StoreUnavailable} == {failure.type for _, failure in answers}
+        for _ in range(1000):
+            with pytest.raises(StoreUnavailable):
+                result(store.get(session.id))
+    assert len(connection._factory.connectionQueue.peekers) < 10
+
+    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert ["synapse_rendezvous.redis_link"] == [record.name for record in warnings]
+    assert session.id not in warnings[0].getMessage()
+
+
+def test_out_of_memory(store: RedisSessionStore, redis: RedisServer) -> None:
+    """A full Redis takes nothing new, but what lives is read and ended, and the accounts stay right."""
+    session, other = create(store), create(store)
+    redis.command("CONFIG", "SET", "maxmemory", "1")
+    for write in (store.create(new_random_id(), HELLO, CLIENT), store.replace(session.id, HELLO, UNCONDITIONAL)):
+        with pytest.raises(StoreUnavailable):
+            result(write)
+    assert session == result(store.get(session.id))
+    result(store.delete(other.id, UNCONDITIONAL))
+    redis.command("CONFIG", "SET", "maxmemory", "0")
+
+    assert session == result(store.get(session.id))
+    assert b"*4\r\n$5\r\nbytes\r\n$1\r\n5\r\n$11\r\n203.0.113.9\r\n$1\r\n1\r\n" == redis.command(
+        "HGETALL", "synapse_rendezvous:{rendezvous.localhost}:totals"
+    )
+
+
+def test_read_only_replica(store: RedisSessionStore, redis: RedisServer) -> None:
+    """A Redis that became a replica refuses writes; what lives is read."""
+    session = create(store)
+    redis.command("REPLICAOF", HOST, "9")
+    with pytest.raises(StoreUnavailable):
+        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    assert session == result(store.get(session.id))
+    redis.command("REPLICAOF", "NO", "ONE")
+
+    result(store.replace(session.id, HELLO, UNCONDITIONAL))
+
+
+def test_scripts_forgotten(store: RedisSessionStore, redis: RedisServer) -> None:
+    """Redis may forget the scripts at any time."""
+    session = create(store)
+    redis.command("SCRIPT", "FLUSH")
+
+    session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    assert session == result(store.get(session.id))
+
+
+def test_not_permitted(store: RedisSessionStore, redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the rights it needs the log says which."""
+    session = create(store)
+    redis.command("ACL", "SETUSER", "default", "-@scripting")
+    assert_unavailable(store, session)
+
+    assert "this user has no permissions to run the 'eval" in caplog.text
+
+
+def test_least_rights(connect: Callable[..., Any], redis: RedisServer) -> None:
+    """What docs/workers.md says a Redis user needs is enough."""
+    (rule,) = re.findall(r"```\n(user .*?)```", WORKERS, re.DOTALL)
+    _, name, *rights = rule.split()
+    redis.command("ACL", "SETUSER", name, *rights)
+    assert f">{PASSWORD}" in rights
+    store = redis_store(connect(username=name, password=PASSWORD), now_ms)
+
+    session = create(store, Write(b"", b""))
+    session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    assert session == result(store.get(session.id))
+    result(store.delete(session.id, UNCONDITIONAL))
+    assert b"*0\r\n" == redis.command("ACL", "LOG")
+
+
+def test_a_write_whose_answer_was_lost(store: RedisSessionStore, redis: RedisServer) -> None:
+    """A write that was given up may have been done after all. Sent again, it is answered as it would have been."""
+    session = create(store)
+    known = Preconditions(if_match=EntityTags(any=False, tags=frozenset({session.tag})))
+    redis.pause()
+    with pytest.raises(StoreUnavailable):
+        result(store.replace(session.id, Write(b"it is me", b"text/plain"), known))
+    redis.resume()
+    comes_back(store)
+
+    written = result(store.get(session.id))
+    assert b"it is me" == written.payload
+    assert written == result(store.replace(session.id, Write(b"it is me", b"text/plain"), known))
+
+
+def test_expiry_by_redis_itself(connect: Callable[..., Any], redis: RedisServer) -> None:
+    """A session is there until its last millisecond by Redis' clock; then all traces go without anybody's doing."""
+    store = redis_store(connect(), now_ms, ttl_ms=1000)
+    session = create(store)
+    seen_ms = 0
+    while True:
+        try:
+            result(store.get(session.id))
+        except SessionNotFound:
+            break
+        seen_ms = store.now_ms()
+    assert session.expires_ms - 100 < seen_ms < session.expires_ms <= store.now_ms()
+    deadline_s = time.monotonic() + 10
+    while redis.command("DBSIZE") != b":0\r\n":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
+def test_workers_share_quotas(connect: Callable[..., Any]) -> None:
+    """What one process lets in counts in all of them."""
+    stores = [redis_store(connect(), now_ms, max_sessions=5) for _ in range(3)]
+    sessions = [create(stores[index % 3]) for index in range(5)]
+    for store in stores:
+        with pytest.raises(StoreFull):
+            create(store)
+    result(stores[1].delete(sessions[0].id, UNCONDITIONAL))
+    create(stores[2])
+    with pytest.raises(StoreFull):
+        create(stores[0])
+
+
+def test_clocks_of_workers(connect: Callable[..., Any]) -> None:
+    """A worker whose clock is wrong does no harm and tells no wrong times."""
+    right, wrong = redis_store(connect(), now_ms), redis_store(connect(), lambda: now_ms() + 3_600_000)
+    session = create(wrong)
+    assert session == result(right.get(session.id))
+    assert 0 <= TTL_MS - (session.expires_ms - wrong.now_ms()) < 10_000
+    create(right)
+    assert session == result(wrong.get(session.id))
+
+
+def test_homeservers_share_a_redis(connect: Callable[..., Any]) -> None:
+    """One homeserver's sessions are nothing to another."""
+    one, other = redis_store(connect(), now_ms), redis_store(connect(), now_ms, server_name="example.com:8448")
+    session = create(one)
+    with pytest.raises(SessionNotFound):
+        result(other.get(session.id))
