@@ -16,6 +16,9 @@ from twisted.internet.defer import Deferred
 
 OLDEST_SYNAPSE = (1, 140)
 
+REDIS_RECONNECT_S = 1
+"""How long the connection to Redis waits at most before it tries again to connect."""
+
 
 def require_supported(version: str) -> None:
     """Refuse a Synapse that is older than what this package is made for.
@@ -75,8 +78,10 @@ class Homeserver:
 
     def redis(self) -> RedisConnection:
         """Return Synapse's own connection to Redis, which follows all that homeserver.yaml says of it."""
-        connection: RedisConnection = self._hs.get_outbound_redis_connection()
-        return connection
+        connection: Any = self._hs.get_outbound_redis_connection()
+        # Each time that it breaks, it waits longer before it connects again, up to ten seconds, and never less again.
+        connection._factory.maxDelay = REDIS_RECONNECT_S
+        return connection  # type: ignore[no-any-return]
 
     def port(self) -> int | None:
         """Return a port on which this process serves clients; None if it has none, but for example a unix socket."""

@@ -64,9 +64,12 @@ class RedisLink:
             # It is there, but for example out of memory or read-only: other scripts may do.
             self._up()
             raise self._unavailability(str(error)) from None
-        except (defer.TimeoutError, txredisapi.RedisError) as error:
+        except defer.TimeoutError:
             self._down()
-            raise self._unavailability(str(error) or f"no answer within {self.DEADLINE_S:g} s") from None
+            raise self._unavailability(f"no answer within {self.DEADLINE_S:g} s") from None
+        except txredisapi.RedisError as error:
+            self._down()
+            raise self._unavailability(str(error)) from None
         finally:
             self._under_way -= 1
         self._up()

@@ -14,12 +14,9 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from fetch_synapse_tests import HARNESS
+from stack import UNLIMITED
 
 from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
-
-_RATE = {"per_second": 1_000_000, "burst_count": 1_000_000}
-UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "write": _RATE, "miss": _RATE}
-"""A `per_client` section that lets one client do whatever a test does."""
 
 # Behind our own folder, whose modules have other names, but before the working directory: the harness is called
 # `tests` like our folder.

@@ -7,7 +7,8 @@ import pathlib
 import random
 from collections import Counter
 
-from conftest import UNLIMITED, assert_clean
+from conftest import assert_clean
+from stack import UNLIMITED
 
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 

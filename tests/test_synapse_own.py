@@ -9,7 +9,7 @@ import importlib.util
 from typing import Any
 
 import pytest
-from conftest import UNLIMITED
+from stack import UNLIMITED
 from tests.rest.client import test_rendezvous
 
 DIFFERENT = {
