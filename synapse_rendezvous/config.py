@@ -152,6 +152,7 @@ class PerClientLimits:
     """How much one client may do. An office of fifty pairings at once behind one address stays below all of it."""
 
     max_sessions: int = _option("max_sessions", _count(1, 10_000_000), 100)
+    max_waiting: int = _option("max_waiting", _count(1, 100_000), 200)
     create: RateLimit = _subsection("create", RateLimit(per_second=0.5, burst_count=40))
     read: RateLimit = _subsection("read", RateLimit(per_second=150, burst_count=300))
     write: RateLimit = _subsection("write", RateLimit(per_second=20, burst_count=200))
@@ -163,6 +164,15 @@ class PerUserLimits:
     """How often one signed-in user may do what, where creation needs one."""
 
     create: RateLimit = _subsection("create", RateLimit(per_second=0.1, burst_count=10))
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
+class LongPollConfig:
+    """How long a GET may be held while there is nothing new, in milliseconds, and how many at once."""
+
+    max_wait_ms: int = _option("max_wait", _duration("0", "60s"), "10s")
+    default_wait_ms: int = _option("default_wait", _duration("0", "60s"), "0")
+    max_waiting: int = _option("max_waiting", _count(1, 100_000), 2000)
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -197,6 +207,7 @@ class RendezvousConfig:
         per_client: how much one client may do.
         per_user: how often one signed-in user may do what.
         trusted_proxies: whose X-Forwarded-For is believed.
+        long_poll: how long and how many requests may wait.
         strict_etags: whether entity tags are compared without tolerance for proxies.
     """
 
@@ -221,6 +232,7 @@ class RendezvousConfig:
             "fc00::/7",
         ],
     )
+    long_poll: LongPollConfig = _subsection("long_poll", LongPollConfig())
     strict_etags: bool = _option("strict_etags", _flag, False)
 
     @classmethod
@@ -236,6 +248,12 @@ class RendezvousConfig:
                 f"must be at least max_bytes ({config.max_bytes}), or a payload could never be stored;"
                 f" this is {config.max_total_bytes}",
                 ("max_total_bytes",),
+            )
+        if config.long_poll.default_wait_ms > config.long_poll.max_wait_ms:
+            raise ConfigError(
+                f"must be at most max_wait ({config.long_poll.max_wait_ms} ms); this is"
+                f" {config.long_poll.default_wait_ms} ms",
+                ("long_poll", "default_wait"),
             )
         paths: dict[str, str] = {}
         for field in attr.fields(DialectsConfig):

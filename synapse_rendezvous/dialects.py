@@ -5,6 +5,7 @@ A dialect is pure: it reads a request into values and words every answer and err
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from typing import IO, Any, NamedTuple, Protocol
 
 from synapse.api.errors import SynapseError
@@ -16,6 +17,10 @@ from synapse_rendezvous.session import Session, Write
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """Header fields: names and values."""
+
+
+Query = Mapping[bytes, Sequence[bytes]]
+"""The parameters behind the path, with their values."""
 
 
 class Response(NamedTuple):
@@ -50,8 +55,11 @@ class Dialect(Protocol):
     def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; raise what is wrong with it."""
 
+    def read_known(self, headers: Headers, query: Query) -> Preconditions:
+        """Read what the reader of a GET has already."""
+
     def read_conditions(self, headers: Headers) -> Preconditions:
-        """Read what a GET or DELETE depends on."""
+        """Read what a DELETE depends on."""
 
     def is_for_display(self, headers: Headers) -> bool:
         """Whether a browser wants the payload in order to show or run it, by what it says of the request."""
@@ -65,7 +73,7 @@ class Dialect(Protocol):
     def shown(self, session: Session, now_ms: int) -> Response:
         """Answer a GET with the payload."""
 
-    def unchanged(self, session: Session) -> Response:
+    def unchanged(self, session: Session, now_ms: int) -> Response:
         """Answer a GET whose reader has the current revision."""
 
     def updated(self, session: Session) -> Response:

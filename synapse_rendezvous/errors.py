@@ -87,6 +87,15 @@ class InvalidContentType(SynapseError):
         super().__init__(400, f"Content-Type {rule}", Codes.INVALID_PARAM)
 
 
+class InvalidTimeout(SynapseError):
+    """The `timeout` parameter says no time."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            400, "timeout must be given once, as a whole number of milliseconds such as 10000", Codes.INVALID_PARAM
+        )
+
+
 class InvalidBody(SynapseError):
     """The body is not the JSON that the protocol requires."""
 

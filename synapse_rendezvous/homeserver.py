@@ -1,7 +1,7 @@
 """The only door to what Synapse has and its ModuleApi does not offer."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from synapse.api.auth.base import BaseAuth as Auth
@@ -13,11 +13,15 @@ from synapse.http.site import SynapseRequest, XForwardedForRequest
 from synapse.module_api import ModuleApi, Requester
 from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
 
 OLDEST_SYNAPSE = (1, 140)
 
 REDIS_RECONNECT_S = 1
 """How long the connection to Redis waits at most before it tries again to connect."""
+
+LAST_ANSWERS_S = 0.2
+"""How long the process lives on, when it is told to end, for the answers to requests that were held."""
 
 
 def require_supported(version: str) -> None:
@@ -54,6 +58,16 @@ class RedisConnection(Protocol):
         """Run a script: by its hash, and by its text where Redis does not know it."""
 
 
+class Alarm(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """Call it off."""
+
+    def active(self) -> bool:
+        """Whether it is still to come."""
+
+
 class Homeserver:
     """The parts of a homeserver that rendezvous needs.
 
@@ -71,7 +85,7 @@ class Homeserver:
         self._api = api
         self._hs = api._hs
         self.clock = self._hs.get_clock()
-        self.reactor = self._hs.get_reactor()
+        self.reactor: Any = self._hs.get_reactor()
         self.has_redis: bool = self._hs.config.redis.redis_enabled
         workers = self._hs.config.worker
         self.has_workers = bool(workers.worker_app or workers.instance_map)
@@ -82,6 +96,26 @@ class Homeserver:
         # Each time that it breaks, it waits longer before it connects again, up to ten seconds, and never less again.
         connection._factory.maxDelay = REDIS_RECONNECT_S
         return connection  # type: ignore[no-any-return]
+
+    def subscribe(self, channel: str, received: Callable[[str], None], subscribed: Callable[[], None]) -> None:
+        """Listen to a channel of Redis; see `subscription.subscribe`."""
+        from synapse_rendezvous.subscription import subscribe  # what it needs is there only where Synapse has Redis
+
+        subscribe(self._hs, channel, received, subscribed)
+
+    def call_later(self, ms: float, function: Callable[[], None]) -> Alarm:
+        """Call a function after so many milliseconds."""
+        alarm: Any = self._api.delayed_background_call(ms, function, desc="synapse_rendezvous_alarm")
+        return alarm  # type: ignore[no-any-return]
+
+    def before_shutdown(self, function: Callable[[], None]) -> None:
+        """Call a function when the process is told to end, and let what it answers to clients still be sent."""
+
+        def last() -> Deferred[None]:
+            function()
+            return deferLater(self.reactor, LAST_ANSWERS_S)
+
+        self.reactor.addSystemEventTrigger("before", "shutdown", last)
 
     def port(self) -> int | None:
         """Return a port on which this process serves clients; None if it has none, but for example a unix socket."""

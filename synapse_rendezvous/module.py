@@ -1,6 +1,7 @@
 """The Synapse module: reads its options, puts the parts together and mounts them."""
 
 import logging
+import math
 
 import synapse
 from synapse.module_api import ModuleApi
@@ -16,11 +17,15 @@ from synapse_rendezvous.msc4108 import MSC4108Dialect
 from synapse_rendezvous.msc4388 import MSC4388Dialect
 from synapse_rendezvous.resource import RendezvousResource
 from synapse_rendezvous.store import MemorySessionStore, SessionStore
+from synapse_rendezvous.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_MS = 10_000
 """How often expired sessions leave memory. None is served in between: each is checked when asked for."""
+
+REREAD_INTERVAL_MS = 5000
+"""How often a request that waits looks into Redis by itself: a wake-up may be lost while a connection breaks."""
 
 
 class RendezvousModule:
@@ -37,6 +42,7 @@ class RendezvousModule:
     def __init__(self, config: RendezvousConfig, api: ModuleApi) -> None:
         homeserver = Homeserver(api)
         store = _store(homeserver, config, api)
+        waiting = _waiting(homeserver, config, store.changes_channel)
         admission = Admission(homeserver, config)
         base_url = api.public_baseurl.rstrip("/")
         dialects: list[tuple[DialectConfig, Dialect]] = [
@@ -47,6 +53,7 @@ class RendezvousModule:
                     path=config.dialects.msc3886.path,
                     max_bytes=config.max_bytes,
                     ttl_ms=config.ttl_ms,
+                    max_wait_ms=config.long_poll.max_wait_ms,
                     strict_etags=config.strict_etags,
                 ),
             ),
@@ -57,10 +64,11 @@ class RendezvousModule:
                     path=config.dialects.msc4108.path,
                     max_bytes=MSC4108Dialect.MAX_BYTES,
                     ttl_ms=config.ttl_ms,
+                    max_wait_ms=config.long_poll.max_wait_ms,
                     strict_etags=config.strict_etags,
                 ),
             ),
-            (config.dialects.msc4388, MSC4388Dialect()),
+            (config.dialects.msc4388, MSC4388Dialect(max_wait_ms=config.long_poll.max_wait_ms)),
         ]
         for options, dialect in dialects:
             if options.enabled:
@@ -71,17 +79,19 @@ class RendezvousModule:
                     path=options.path,
                     dialect=dialect,
                     store=store,
+                    waiting=waiting,
                     admission=admission,
                     create_policy=options.create_policy,
                 )
                 api.register_web_resource(options.path, resource)
                 _warn_of_path(dialect, options)
-        if isinstance(store, MemorySessionStore) and homeserver.has_workers:
+        if store.changes_channel is None and homeserver.has_workers:
             _warn_of_memory(config, api.worker_name or "the main process", homeserver.port())
+        long_poll = config.long_poll
         logger.info(
             "synapse_rendezvous %s on %s: %s; sessions in %s; ttl %g s, at most %d bytes a payload, %d sessions and %d"
-            " bytes in all; a client may have %d sessions,"
-            " create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
+            " bytes in all; a GET may wait %g s, %g s unasked, %d at once; a client may have %d sessions and"
+            " %d waiting, create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
             __version__,
             api.worker_name or "main",
             ", ".join(
@@ -89,12 +99,16 @@ class RendezvousModule:
                 for options, dialect in dialects
                 if options.enabled
             ),
-            "the memory of this process" if isinstance(store, MemorySessionStore) else "Redis",
+            "Redis" if store.changes_channel else "the memory of this process",
             config.ttl_ms / 1000,
             config.max_bytes,
             config.max_sessions,
             config.max_total_bytes,
+            long_poll.max_wait_ms / 1000,
+            long_poll.default_wait_ms / 1000,
+            long_poll.max_waiting,
             config.per_client.max_sessions,
+            config.per_client.max_waiting,
             config.per_client.create,
             config.per_client.read,
             config.per_client.write,
@@ -139,6 +153,22 @@ def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> 
 
     link = RedisLink(homeserver.redis(), homeserver.reactor)
     return RedisSessionStore(link, homeserver.clock.time_msec, server_name=api.server_name, **quotas)
+
+
+def _waiting(homeserver: Homeserver, config: RendezvousConfig, changes_channel: str | None) -> Waiting:
+    """Return who waits; where sessions are shared, what other processes write wakes them, too."""
+    waiting = Waiting(
+        homeserver.call_later,
+        max_wait_ms=config.long_poll.max_wait_ms,
+        default_wait_ms=config.long_poll.default_wait_ms,
+        max_waiting=config.long_poll.max_waiting,
+        max_client_waiting=config.per_client.max_waiting,
+        reread_ms=math.inf if changes_channel is None else REREAD_INTERVAL_MS,
+    )
+    if changes_channel is not None and config.long_poll.max_wait_ms > 0:
+        homeserver.subscribe(changes_channel, received=waiting.wake, subscribed=waiting.wake_all)
+    homeserver.before_shutdown(waiting.close)
+    return waiting
 
 
 def _warn_of_memory(config: RendezvousConfig, process: str, port: int | None) -> None:

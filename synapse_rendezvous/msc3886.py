@@ -7,7 +7,7 @@ from synapse.api.errors import SynapseError
 from twisted.web.http_headers import Headers
 
 from synapse_rendezvous import __version__
-from synapse_rendezvous.dialects import Fields, Response, error_headers, json_response, revision
+from synapse_rendezvous.dialects import Fields, Query, Response, error_headers, json_response, revision
 from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
 from synapse_rendezvous.preconditions import Preconditions
 from synapse_rendezvous.session import Session, Write
@@ -21,6 +21,7 @@ class MSC3886Dialect:
         path: where the collection is.
         max_bytes: how long a payload may be.
         ttl_ms: how long a session lives.
+        max_wait_ms: how long a GET may be held.
         strict_etags: compare entity tags by the letter of RFC 9110, without tolerance for what proxies do to them.
     """
 
@@ -37,13 +38,22 @@ class MSC3886Dialect:
     # Anybody could store a page or a program here; a browser is told to do nothing with it.
     _DOWNLOAD = (b"Content-Disposition", b"attachment")
 
-    def __init__(self, *, base_url: str, path: str, max_bytes: int, ttl_ms: int, strict_etags: bool) -> None:
+    def __init__(
+        self, *, base_url: str, path: str, max_bytes: int, ttl_ms: int, max_wait_ms: int, strict_etags: bool
+    ) -> None:
         self._url = base_url + path
         self._path = path
         self._max_bytes = max_bytes
         self._tolerant = not strict_etags
         self._description = json_response(
-            200, {"name": "synapse_rendezvous", "version": __version__, "max_bytes": max_bytes, "ttl_ms": ttl_ms}
+            200,
+            {
+                "name": "synapse_rendezvous",
+                "version": __version__,
+                "max_bytes": max_bytes,
+                "ttl_ms": ttl_ms,
+                "max_wait_ms": max_wait_ms,
+            },
         )
 
     def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
@@ -54,6 +64,10 @@ class MSC3886Dialect:
     def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; see `Dialect.read_replace`."""
         return self.read_create(headers, content), self.read_conditions(headers)
+
+    def read_known(self, headers: Headers, query: Query) -> Preconditions:
+        """Read the precondition fields."""
+        return self.read_conditions(headers)
 
     def read_conditions(self, headers: Headers) -> Preconditions:
         """Read the precondition fields."""
@@ -86,7 +100,7 @@ class MSC3886Dialect:
             200, ((b"Content-Type", session.content_type), self._DOWNLOAD, *revision(session)), session.payload
         )
 
-    def unchanged(self, session: Session) -> Response:
+    def unchanged(self, session: Session, now_ms: int) -> Response:
         """Answer a GET whose reader has the current revision. Clients need Expires and Last-Modified even here."""
         return Response(304, revision(session), None)
 

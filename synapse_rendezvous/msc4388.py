@@ -6,14 +6,18 @@ from typing import IO, Any
 from synapse.api.errors import SynapseError
 from twisted.web.http_headers import Headers
 
-from synapse_rendezvous.dialects import Response, error_headers, json_response
+from synapse_rendezvous.dialects import Query, Response, error_headers, json_response
 from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
 from synapse_rendezvous.session import Session, Write
 
 
 class MSC4388Dialect:
-    """MSC4388: JSON both ways, and a sequence token in place of the entity tag."""
+    """MSC4388: JSON both ways, and a sequence token in place of the entity tag.
+
+    Args:
+        max_wait_ms: how long a GET may be held.
+    """
 
     name = "msc4388"
     id_prefix = "d"
@@ -26,6 +30,9 @@ class MSC4388Dialect:
     # What a browser says of a navigation or of what it embeds, by Fetch Metadata.
     _DISPLAY = ((b"Sec-Fetch-Mode", b"navigate"), (b"Sec-Fetch-User", b"?1"), (b"Sec-Fetch-Site", b"none"))
 
+    def __init__(self, *, max_wait_ms: int) -> None:
+        self._max_wait_ms = max_wait_ms
+
     def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
         """Read a POST; see `Dialect.read_create`."""
         return self._write(self._read_body(content))
@@ -36,6 +43,11 @@ class MSC4388Dialect:
         token = self._string(body, "sequence_token").encode("utf-8", "replace")
         known = EntityTags(any=False, tags=frozenset({token}))
         return self._write(body), Preconditions(if_match=known, repeats_from_any=True)
+
+    def read_known(self, headers: Headers, query: Query) -> Preconditions:
+        """Read the token of the revision that the reader has: an extension, which the proposal leaves room for."""
+        tokens = query.get(b"sequence_token")
+        return UNCONDITIONAL if tokens is None else Preconditions(if_none_match=EntityTags(False, frozenset(tokens)))
 
     def read_conditions(self, headers: Headers) -> Preconditions:
         """Read nothing: only writes depend on a token."""
@@ -49,7 +61,7 @@ class MSC4388Dialect:
 
     def described(self, create_available: bool) -> Response:
         """Answer the discovery."""
-        return json_response(200, {"create_available": create_available})
+        return json_response(200, {"create_available": create_available, "max_wait_ms": self._max_wait_ms})
 
     def created(self, session: Session, now_ms: int) -> Response:
         """Answer a POST."""
@@ -59,9 +71,9 @@ class MSC4388Dialect:
         """Answer a GET, also when nothing changed."""
         return json_response(200, {"data": session.payload.decode("utf-8"), **self._state(session, now_ms)})
 
-    def unchanged(self, session: Session) -> Response:
-        """Never asked for: no condition is read from a GET."""
-        raise NotImplementedError
+    def unchanged(self, session: Session, now_ms: int) -> Response:
+        """Answer a GET whose reader has the current revision: as any other, since there is no answer without data."""
+        return self.shown(session, now_ms)
 
     def updated(self, session: Session) -> Response:
         """Answer a PUT."""

@@ -35,6 +35,7 @@ ABSENT, ANY = b"-", b"*"
 # The offsets below are those of VALUE.
 _SESSION = """
 local session, index, totals = unpack(KEYS)
+local id = string.match(session, '[^:]+$')
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
@@ -74,7 +75,7 @@ end
 
 _QUOTAS = """
 local function member(bytes, of)
-  return string.format('%d %s %s', bytes, of, string.match(session, '[^:]+$'))
+  return string.format('%d %s %s', bytes, of, id)
 end
 
 local function total(field)
@@ -116,6 +117,13 @@ local function makes_room_for(bytes, max_total_bytes)
   return bytes <= 0 or makes(function()
     return total('bytes') + bytes <= tonumber(max_total_bytes)
   end)
+end
+"""
+
+_TELL = """
+-- Wake those who wait in other processes. A user without the right to do that has written all the same.
+local function tell(channel)
+  redis.pcall('PUBLISH', channel, id)
 end
 """
 
@@ -178,9 +186,10 @@ REPLACE = (
     + _REVISION
     + _QUOTAS
     + _STORE
+    + _TELL
     + """
-local new_tag, new_write, new_size, max_total_bytes, repeats_from_any = unpack(ARGV)
-local if_match, if_none_match, unmodified_since = unpack(ARGV, 6)
+local new_tag, new_write, new_size, max_total_bytes, repeats_from_any, channel = unpack(ARGV)
+local if_match, if_none_match, unmodified_since = unpack(ARGV, 7)
 local growth = new_size - size
 if not holds(if_match, if_none_match, unmodified_since) then
   -- As Preconditions.repeat has it.
@@ -199,6 +208,7 @@ if growth ~= 0 and redis.call('ZREM', index, member(size, client)) == 1 then
   redis.call('ZADD', index, expires, member(new_size, client))
   redis.call('HINCRBY', totals, 'bytes', growth)
 end
+tell(channel)
 return {'ok', now, head}
 """
 )
@@ -208,14 +218,17 @@ DELETE = (
     _SESSION
     + _REVISION
     + _QUOTAS
+    + _TELL
     + """
-if not holds(unpack(ARGV)) then
+local channel, if_match, if_none_match, unmodified_since = unpack(ARGV)
+if not holds(if_match, if_none_match, unmodified_since) then
   return {'failed', now, value}
 end
 redis.call('DEL', session)
 if redis.call('ZREM', index, member(size, client)) == 1 then
   uncount(size, client)
 end
+tell(channel)
 return {'ok', now}
 """
 )

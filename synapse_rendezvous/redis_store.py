@@ -44,6 +44,7 @@ class RedisSessionStore:
         self._ahead_ms = 0
         prefix = f"synapse_rendezvous:{{{server_name}}}:"
         self._session_prefix = f"{prefix}session:"
+        self.changes_channel = f"{prefix}changes"
         self._shared_keys = (f"{prefix}index", f"{prefix}totals")
         self._ttl_ms = ttl_ms
         self._max_sessions = max_sessions
@@ -74,14 +75,15 @@ class RedisSessionStore:
             redis_scripts.REPLACE,
             session_id,
             *(new_tag(), _stored(write), len(write.payload), self._max_total_bytes),
-            int(preconditions.repeats_from_any),
+            *(int(preconditions.repeats_from_any), self.changes_channel.encode("ascii")),
             *_conditions(preconditions),
         )
         return _read(session_id, head + _stored(write))
 
     async def delete(self, session_id: str, preconditions: Preconditions) -> None:
         """See `SessionStore.delete`."""
-        await self._run(redis_scripts.DELETE, session_id, *_conditions(preconditions))
+        channel = self.changes_channel.encode("ascii")
+        await self._run(redis_scripts.DELETE, session_id, channel, *_conditions(preconditions))
 
     async def _run(self, script: str, session_id: str, *arguments: bytes | int) -> bytes:
         """Run a script and return the value in its answer, or raise what it says instead."""

@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import IO, TYPE_CHECKING, Any
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
-from synapse.http.server import finish_request
+from synapse.http.server import HTTP_STATUS_REQUEST_CANCELLED, finish_request
 from synapse.http.site import SynapseRequest
 from synapse.logging.context import set_current_context
 from synapse.module_api import DirectServeJsonResource
+from twisted.internet.defer import CancelledError
 from twisted.web.server import NOT_DONE_YET, Request
 
 from synapse_rendezvous.admission import Admission
@@ -21,9 +22,10 @@ from synapse_rendezvous.errors import (
     ReadRefused,
     SessionNotFound,
 )
-from synapse_rendezvous.preconditions import Verdict
-from synapse_rendezvous.session import RANDOM_ID, new_random_id
+from synapse_rendezvous.preconditions import Preconditions, Verdict
+from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
+from synapse_rendezvous.waiting import Waiting
 
 if TYPE_CHECKING:
     from synapse.util.clock import Clock
@@ -51,6 +53,7 @@ class RendezvousResource(DirectServeJsonResource):
         path: where it is mounted.
         dialect: the protocol spoken here.
         store: where the sessions are.
+        waiting: who waits for a session to change.
         admission: who may do what.
         create_policy: who may create here: `open`, `authenticated` or `closed`.
     """
@@ -63,12 +66,14 @@ class RendezvousResource(DirectServeJsonResource):
         path: str,
         dialect: Dialect,
         store: SessionStore,
+        waiting: Waiting,
         admission: Admission,
         create_policy: str,
     ) -> None:
         super().__init__(clock=clock)
         self._dialect = dialect
         self._store = store
+        self._waiting = waiting
         self._admission = admission
         self._create_policy = create_policy
         self._sleep = sleep
@@ -116,6 +121,9 @@ class RendezvousResource(DirectServeJsonResource):
                 await self._sleep(error.pause)
             response = self._dialect.failed(error)
         except Exception as error:
+            if isinstance(error, CancelledError) and request._disconnected:
+                request.setResponseCode(HTTP_STATUS_REQUEST_CANCELLED)  # for the log: the client has left
+                return
             # Not the path: it holds the id. The log context names the request.
             logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
             response = self._dialect.failed(SynapseError(500, "Internal server error", Codes.UNKNOWN))
@@ -162,22 +170,46 @@ class RendezvousResource(DirectServeJsonResource):
         headers = request.requestHeaders
         if self._dialect.is_for_display(headers):
             raise NotForDisplay
+        known = self._dialect.read_known(headers, request.args)
+        wait_ms = self._waiting.wait_ms(request.args.get(b"timeout"))
         session = await self._store.get(session_id)
-        verdict = self._dialect.read_conditions(headers).evaluate(session, safe=True)
+        verdict = known.evaluate(session, safe=True)
+        if verdict is Verdict.NOT_MODIFIED and wait_ms > 0:
+            session, verdict = await self._hold(request, client, session, known, wait_ms)
         if verdict is Verdict.NOT_MODIFIED:
-            return self._dialect.unchanged(session)
+            return self._dialect.unchanged(session, self._store.now_ms())
         if verdict is Verdict.FAILED:
             raise PreconditionFailed(session)
         return self._dialect.shown(session, self._store.now_ms())
 
+    async def _hold(
+        self, request: SynapseRequest, client: str, session: Session, known: Preconditions, wait_ms: int
+    ) -> tuple[Session, Verdict]:
+        """Wait while the reader has the current revision, and return the revision there is then."""
+        request.is_render_cancellable = True  # a client that leaves frees its place at once
+        end_ms = self._store.now_ms() + wait_ms
+        with self._waiting.place(session.id, client) as place:
+            while place is not None and not self._waiting.is_closed:
+                # With the place taken: a write is either read here, or ends the wait.
+                session = await self._store.get(session.id)
+                verdict = known.evaluate(session, safe=True)
+                left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
+                if verdict is not Verdict.NOT_MODIFIED or left_ms <= 0:
+                    return session, verdict
+                await place.changed(left_ms)
+        return session, Verdict.NOT_MODIFIED
+
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)
         write, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
-        return self._dialect.updated(await self._store.replace(session_id, write, preconditions))
+        session = await self._store.replace(session_id, write, preconditions)
+        self._waiting.wake(session_id)
+        return self._dialect.updated(session)
 
     async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)
         await self._store.delete(session_id, self._dialect.read_conditions(request.requestHeaders))
+        self._waiting.wake(session_id)
         return self._dialect.deleted()
 
     def _write(self, request: SynapseRequest, response: Response) -> None:

@@ -13,6 +13,10 @@ from synapse_rendezvous.session import Session, Write
 class SessionStore(Protocol):
     """Keeps sessions until they are deleted or expire. Each operation is atomic: it checks and acts in one step."""
 
+    @property
+    def changes_channel(self) -> str | None:
+        """Where Redis tells the ids of sessions that were replaced or deleted; None where only this process can."""
+
     def now_ms(self) -> int:
         """Tell the time by which sessions live, in milliseconds since the epoch."""
 
@@ -66,6 +70,8 @@ class MemorySessionStore:
         max_total_bytes: how many bytes of payload they may hold together.
         max_client_sessions: how many of one client may live at once.
     """
+
+    changes_channel = None
 
     def __init__(
         self,

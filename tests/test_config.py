@@ -110,6 +110,8 @@ def test_networks() -> None:
         ({"ttl": 3_600_001}, "ttl", "from 1s to 1h"),
         ({"ttl": True}, "ttl", "this is True"),
         ({"ttl": 300.0}, "ttl", "this is 300.0"),
+        ({"long_poll": {"default_wait": "11s"}}, "long_poll.default_wait", "must be at most max_wait (10000 ms)"),
+        ({"long_poll": {"max_wait": "61s"}}, "long_poll.max_wait", "must be a duration from 0 to 60s"),
         ({"store": "disk"}, "store", "must be auto or memory or redis; this is 'disk'"),
         ({"per_client": {"max_sessions": 0}}, "per_client.max_sessions", "must be a whole number from 1 to 10000000"),
         ({"max_bytes": "10KiB"}, "max_bytes", "must be a size from 1 to 1M, such as 10K, 1M or 10240 (bytes)"),

@@ -62,7 +62,7 @@ def exchange_msc4108(create_url: str, base: str) -> None:
 def exchange_msc4388(url: str) -> None:
     """Discover, create, write, read and end at the homeserver's own path."""
     code, _, body = ask(url, "GET")
-    assert (code, json.loads(body)) == (200, {"create_available": True})
+    assert (code, json.loads(body)) == (200, {"create_available": True, "max_wait_ms": 10000})
     code, _, body = ask(url, "POST", b'{"data": ""}')
     created = json.loads(body)
     session = f"{url}/{created['id']}"

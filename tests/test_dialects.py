@@ -117,7 +117,7 @@ class MSC4388TestCase(RendezvousTestCase):
 
     def test_discovery(self) -> None:
         """Everybody may create here."""
-        self.assertEqual({"create_available": True}, self.send("GET").json_body)
+        self.assertEqual({"create_available": True, "max_wait_ms": 10000}, self.send("GET").json_body)
 
     def test_exchange(self) -> None:
         """Create, read, write, conflict, end."""
@@ -317,7 +317,9 @@ class AuthenticatedTestCase(RendezvousTestCase):
         self.register_user("alice", "secret")
         for token, answer in ((None, False), (self.login("alice", "secret"), True)):
             channel = self.call("GET", "", access_token=token)
-            self.assertEqual((200, {"create_available": answer}), (channel.code, channel.json_body))
+            self.assertEqual(
+                (200, {"create_available": answer, "max_wait_ms": 10_000}), (channel.code, channel.json_body)
+            )
         self.assertEqual(401, self.call("GET", "", access_token="wrong").code)
 
     def test_guest(self) -> None:
@@ -325,7 +327,9 @@ class AuthenticatedTestCase(RendezvousTestCase):
         self.hs.config.registration.allow_guest_access = True
         token = self.make_request("POST", "/_matrix/client/v3/register?kind=guest", {}).json_body["access_token"]
 
-        self.assertEqual({"create_available": False}, self.call("GET", "", access_token=token).json_body)
+        self.assertEqual(
+            {"create_available": False, "max_wait_ms": 10000}, self.call("GET", "", access_token=token).json_body
+        )
         refused = self.call("POST", "", b'{"data": "x"}', access_token=token)
         self.assertEqual((403, "M_GUEST_ACCESS_FORBIDDEN"), (refused.code, self.errcode(refused)))
 
@@ -347,7 +351,7 @@ class ClosedTestCase(RendezvousTestCase):
 
     def test_closed(self) -> None:
         """Clients are told before they try."""
-        self.assertEqual({"create_available": False}, self.call("GET", "").json_body)
+        self.assertEqual({"create_available": False, "max_wait_ms": 10000}, self.call("GET", "").json_body)
         self.assertEqual(403, self.call("POST", "", b'{"data": "x"}').code)
 
 

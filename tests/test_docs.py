@@ -8,6 +8,7 @@ from typing import Any
 import attr
 import pytest
 import yaml
+from synapse.config._base import Config
 from synapse.module_api.errors import ConfigError
 
 from synapse_rendezvous import RendezvousModule, __version__
@@ -88,8 +89,7 @@ def test_documented_bounds(option: str) -> None:
         RendezvousConfig.parse({**widest, **nested(option, value)})
         step = 0.0001 if option.endswith("per_second") else 1
         if isinstance(value, str):
-            value = RendezvousConfig.parse({**widest, option: value})
-            value = getattr(value, "ttl_ms" if option == "ttl" else option)
+            value = Config.parse_duration(value) if value[-1] in "smh" else Config.parse_size(value)
         beyond = value - step if bound == low else value + step
         with pytest.raises(ConfigError):
             RendezvousConfig.parse({**widest, **nested(option, beyond)})
@@ -100,7 +100,7 @@ def test_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for field in attr.fields(RendezvousConfig):
         assert f"| `{field.metadata['key']}` |" in readme
-    assert f'"version":"{__version__}","max_bytes":10240,"ttl_ms":300000}}' in readme
+    assert f'"version":"{__version__}","max_bytes":10240,"ttl_ms":300000,"max_wait_ms":10000}}' in readme
 
 
 def test_links() -> None:
@@ -117,7 +117,7 @@ def test_layers() -> None:
         ["module"],
         ["resource"],
         ["redis_store"],
-        ["admission", "msc4108", "redis_link", "redis_scripts"],
+        ["admission", "msc4108", "redis_link", "redis_scripts", "waiting"],
         ["homeserver", "msc3886", "msc4388", "store"],
         ["dialects", "errors"],
         ["preconditions"],

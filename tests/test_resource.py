@@ -541,7 +541,8 @@ class StartTestCase(HomeserverTestCase):
             re.search(rf"on main: msc3886 at {PATH} \(creation open\), .*; ttl 30 s, at most 10240 bytes", line), line
         )
         self.assertIn("; sessions in the memory of this process; ", line)
-        self.assertIn("a client may have 100 sessions, create 40 at once and 0.5/s", line)
+        self.assertIn("; a GET may wait 10 s, 0 s unasked, 2000 at once; ", line)
+        self.assertIn("a client may have 100 sessions and 200 waiting, create 40 at once and 0.5/s", line)
         self.assertIn("127.0.0.0/8", line)
 
     def test_redis_that_is_not_there(self) -> None:
