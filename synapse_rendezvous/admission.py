@@ -1,99 +1,62 @@
-"""Who may do what and how often: the creation policy, rate limits, and which client a request counts for."""
+"""Who may do what and how often: the creation policy, limits for clients and sessions, addresses that are denied."""
 
-import functools
-import ipaddress
-from collections.abc import Iterator, Sequence
-
-from synapse.api.ratelimiting import Ratelimiter
+from synapse.api.errors import LimitExceededError
 from synapse.http.site import SynapseRequest
 
-from synapse_rendezvous.config import IPNetwork, RateLimit, RendezvousConfig
-from synapse_rendezvous.errors import CreationForbidden
-from synapse_rendezvous.homeserver import Homeserver, forwarded_for, peer_address
+from synapse_rendezvous.clients import DENIED, EXEMPT, UNKNOWN, Clients, shares
+from synapse_rendezvous.config import RateLimit, RendezvousConfig
+from synapse_rendezvous.errors import ClientDenied, CreationForbidden, StoreFull
+from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver, forwarded_for, peer_address
+from synapse_rendezvous.limits import Limit
+from synapse_rendezvous.observations import Observations
 
-UNKNOWN_CLIENT = "unknown"
-"""What requests without a usable address count for, all together."""
-
-
-class Clients:
-    """Names the client that a request counts for.
-
-    Each proxy appends to X-Forwarded-For the address it saw, so the entries are read from the right and followed only
-    across addresses that are trusted. What stands further left, the client may have written itself.
-
-    Args:
-        trusted: where the operator's own proxies are.
-    """
-
-    # An IPv6 address that ends in an IPv4 address. What is longer, a client made up; it shall not fill the cache.
-    _LONGEST_ADDRESS = 45
-
-    def __init__(self, trusted: Sequence[IPNetwork]) -> None:
-        self._trusted = trusted
-        # Devices ask again each second from the same place.
-        self._read_cached = functools.lru_cache(maxsize=8192)(self._read)
-
-    def name(self, peer: str | None, forwarded: Sequence[bytes]) -> str:
-        """Return an IPv4 address, an IPv6 /64 network (which is what one customer has at least), or UNKNOWN_CLIENT.
-
-        Args:
-            peer: the address at the other end of the connection, if it has one.
-            forwarded: the X-Forwarded-For lines; none where they are not to be believed.
-        """
-        client, is_trusted = UNKNOWN_CLIENT, True
-        hops = self._hops(peer, forwarded)
-        while is_trusted and (hop := next(hops, None)) is not None:
-            client, is_trusted = (
-                self._read_cached(hop) if len(hop) <= self._LONGEST_ADDRESS else (UNKNOWN_CLIENT, False)
-            )
-        return client
-
-    @staticmethod
-    def _hops(peer: str | None, forwarded: Sequence[bytes]) -> Iterator[str]:
-        """Yield the addresses that a request passed, the nearest first."""
-        if peer is not None:  # a unix socket has none; only a proxy on this machine can be behind it
-            yield peer
-        for line in reversed(forwarded):
-            for entry in reversed(line.split(b",")):
-                yield entry.strip().decode("latin-1")
-
-    def _read(self, hop: str) -> tuple[str, bool]:
-        """Return what an address counts for, and whether it is trusted."""
-        try:
-            address = ipaddress.ip_address(hop)
-        except ValueError:
-            return UNKNOWN_CLIENT, False
-        if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address
-        is_trusted = any(address in network for network in self._trusted)
-        if isinstance(address, ipaddress.IPv6Address):
-            return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64))), is_trusted
-        return str(address), is_trusted
+CREATE_PAUSE_S = 0.5
+"""How long a refusal to create is held back. Nobody is in the middle of a pairing then."""
 
 
 class Admission:
     """Says of each request whether it may go on, by raising where it may not.
 
-    All methods raise `LimitExceededError` (429) when the client did the same too often.
+    All methods raise `LimitExceededError` (429) when the same was done too often; none does where the operator only
+    observes.
     """
 
-    def __init__(self, homeserver: Homeserver, config: RendezvousConfig) -> None:
-        def limiter(name: str, limit: RateLimit) -> Ratelimiter:
-            return homeserver.ratelimiter(
-                f"synapse_rendezvous_{name}", per_second=limit.per_second, burst_count=limit.burst_count
-            )
+    def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observations: Observations) -> None:
+        def limit(name: str, rate: RateLimit) -> Limit:
+            ratelimiter = homeserver.ratelimiter(name, per_second=rate.per_second, burst_count=rate.burst_count)
+            return Limit(ratelimiter, rate, lambda: homeserver.steady_ms() / 1000)
 
         self._homeserver = homeserver
-        self._clients = Clients(config.trusted_proxies)
-        self._creates = limiter("create", config.per_client.create)
-        self._reads = limiter("read", config.per_client.read)
-        self._writes = limiter("write", config.per_client.write)
-        self._misses = limiter("miss", config.per_client.miss)
-        self._user_creates = limiter("user_create", config.per_user.create)
+        self._observations = observations
+        self._observe = config.observe
+        self._clients = Clients(config.trusted_proxies, config.exempt, config.deny)
+        self._creates = limit("per_client.create", config.per_client.create)
+        self._reads = limit("per_client.read", config.per_client.read)
+        self._writes = limit("per_client.write", config.per_client.write)
+        self._misses = limit("per_client.miss", config.per_client.miss)
+        self._session_reads = limit("per_session.read", config.per_session.read)
+        self._session_writes = limit("per_session.write", config.per_session.write)
+        user = config.per_user.create
+        self._user_creates = homeserver.ratelimiter(
+            "per_user.create", per_second=user.per_second, burst_count=user.burst_count
+        )
 
     def client(self, request: SynapseRequest) -> str:
-        """Name the client that a request counts for; see `Clients.name`."""
-        return self._clients.name(peer_address(request), forwarded_for(request))
+        """Name the client that a request counts for; see `Clients.name`.
+
+        Raises:
+            ClientDenied: the operator serves this address nothing.
+        """
+        peer = peer_address(request)
+        client = self._clients.name(peer, forwarded_for(request))
+        if client == UNKNOWN:
+            self._observations.unknown(peer)
+        elif client == DENIED:
+            self._observations.refused("deny", client)
+            if not self._observe:
+                raise ClientDenied
+            return EXEMPT
+        return client
 
     async def create(self, request: SynapseRequest, client: str, policy: str) -> None:
         """Admit a POST.
@@ -110,10 +73,14 @@ class Admission:
         """
         if policy == "closed":
             raise CreationForbidden
-        # The pause slows down who asks in a loop. Nobody is in the middle of a pairing here.
-        await self._creates.ratelimit(None, key=client, pause=0.5)
+        await self._spend(self._creates, client, shares(client), CREATE_PAUSE_S)
         if policy == "authenticated":
-            await self._user_creates.ratelimit(await self._homeserver.user_of(request), pause=0.5)
+            user = await self._homeserver.user_of(request)
+            try:
+                await self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S)
+            except LimitExceededError as refusal:
+                self.refuse(refusal, client)
+        self._observations.created(client)
 
     async def may_create(self, request: SynapseRequest, policy: str) -> bool:
         """Whether whoever sent this request would be admitted with a POST, but for limits.
@@ -125,14 +92,39 @@ class Admission:
             return await self._homeserver.is_from_user(request)
         return policy == "open"
 
+    # To read or to write takes a session, of which a network has no more than its share. So only the client counts.
+
     async def read(self, client: str) -> None:
         """Admit a GET or HEAD."""
-        await self._reads.ratelimit(None, key=client, pause=None)
+        await self._spend(self._reads, client, shares(client)[:1])
+
+    async def read_session(self, client: str, session_id: str) -> None:
+        """Admit a GET or HEAD of a session that exists."""
+        await self._spend(self._session_reads, client, ((session_id, 1),))
 
     async def write(self, client: str) -> None:
         """Admit a PUT or DELETE."""
-        await self._writes.ratelimit(None, key=client, pause=None)
+        await self._spend(self._writes, client, shares(client)[:1])
+
+    async def write_session(self, client: str, session_id: str) -> None:
+        """Admit a PUT or DELETE of a session."""
+        await self._spend(self._session_writes, client, ((session_id, 1),))
 
     async def miss(self, client: str) -> None:
         """Count a request for a session that is not there. Only misses are refused: what a client finds, it gets."""
-        await self._misses.ratelimit(None, key=client, pause=None)
+        await self._spend(self._misses, client, shares(client))
+
+    def refuse(self, refusal: LimitExceededError, client: str) -> None:
+        """Count a refusal, and raise it; unless the operator only observes, and it is not the server that is full."""
+        self._observations.refused(refusal.limiter_name.removeprefix(LIMITER_PREFIX), client)
+        is_for_server = isinstance(refusal, StoreFull) and not refusal.is_for_client
+        if is_for_server or not self._observe:
+            raise refusal
+
+    async def _spend(
+        self, limit: Limit, client: str, keys: tuple[tuple[str, int], ...], pause_s: float | None = None
+    ) -> None:
+        try:
+            await limit.spend(keys, pause_s)
+        except LimitExceededError as refusal:
+            self.refuse(refusal, client)

@@ -43,6 +43,9 @@ class StoreFull(LimitExceededError):
 
     Args:
         quota: the option whose bound is met; goes to the log, not to the client.
+
+    Attributes:
+        is_for_client: whether it is the client's bound rather than the server's.
     """
 
     # Room comes when sessions expire, which no client can foresee: half a minute is a tenth of the default ttl.
@@ -50,6 +53,7 @@ class StoreFull(LimitExceededError):
 
     def __init__(self, quota: str) -> None:
         super().__init__(quota, retry_after_ms=self.RETRY_AFTER_MS, pause=0.5)
+        self.is_for_client = quota.startswith("per_client.")
 
 
 class StoreUnavailable(SynapseError):
@@ -108,6 +112,13 @@ class CreationForbidden(SynapseError):
 
     def __init__(self) -> None:
         super().__init__(403, "This server does not create rendezvous sessions", Codes.FORBIDDEN)
+
+
+class ClientDenied(SynapseError):
+    """The operator serves this address nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(403, "This server does not serve rendezvous sessions to your address", Codes.FORBIDDEN)
 
 
 class NotForDisplay(SynapseError):

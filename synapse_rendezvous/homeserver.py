@@ -1,6 +1,7 @@
 """The only door to what Synapse has and its ModuleApi does not offer."""
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +20,9 @@ OLDEST_SYNAPSE = (1, 140)
 
 REDIS_RECONNECT_S = 1
 """How long the connection to Redis waits at most before it tries again to connect."""
+
+LIMITER_PREFIX = "synapse_rendezvous."
+"""What the names of limiters begin with; Synapse tells them to modules that override limits of users."""
 
 LAST_ANSWERS_S = 0.2
 """How long the process lives on, when it is told to end, for the answers to requests that were held."""
@@ -39,10 +43,10 @@ def require_supported(version: str) -> None:
         raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
 
 
-def forwarded_for(request: SynapseRequest) -> Sequence[bytes]:
-    """Return all X-Forwarded-For lines; none where the listener does not have `x_forwarded`."""
+def forwarded_for(request: SynapseRequest) -> Sequence[bytes] | None:
+    """Return all X-Forwarded-For lines; None where the listener does not have `x_forwarded`."""
     if not isinstance(request, XForwardedForRequest):
-        return []
+        return None
     return request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
 
 
@@ -90,6 +94,11 @@ class Homeserver:
         workers = self._hs.config.worker
         self.has_workers = bool(workers.worker_app or workers.instance_map)
 
+    @staticmethod
+    def steady_ms() -> int:
+        """Tell milliseconds from a clock that nobody sets; only differences mean something."""
+        return time.monotonic_ns() // 1_000_000
+
     def redis(self) -> RedisConnection:
         """Return Synapse's own connection to Redis, which follows all that homeserver.yaml says of it."""
         connection: Any = self._hs.get_outbound_redis_connection()
@@ -133,7 +142,7 @@ class Homeserver:
         return Ratelimiter(
             store=self._hs.get_datastores().main,
             clock=self.clock,
-            cfg=RatelimitSettings(key=name, per_second=per_second, burst_count=burst_count),
+            cfg=RatelimitSettings(key=LIMITER_PREFIX + name, per_second=per_second, burst_count=burst_count),
         )
 
     async def user_of(self, request: SynapseRequest) -> Requester:

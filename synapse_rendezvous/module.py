@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 import synapse
 from synapse.module_api import ModuleApi
@@ -15,8 +16,9 @@ from synapse_rendezvous.homeserver import Homeserver, require_supported
 from synapse_rendezvous.msc3886 import MSC3886Dialect
 from synapse_rendezvous.msc4108 import MSC4108Dialect
 from synapse_rendezvous.msc4388 import MSC4388Dialect
+from synapse_rendezvous.observations import LOOK_INTERVAL_MS, TELL_INTERVAL_MS, Observations
 from synapse_rendezvous.resource import RendezvousResource
-from synapse_rendezvous.store import MemorySessionStore, SessionStore
+from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
 from synapse_rendezvous.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -43,78 +45,42 @@ class RendezvousModule:
         homeserver = Homeserver(api)
         store = _store(homeserver, config, api)
         waiting = _waiting(homeserver, config, store.changes_channel)
-        admission = Admission(homeserver, config)
-        base_url = api.public_baseurl.rstrip("/")
-        dialects: list[tuple[DialectConfig, Dialect]] = [
-            (
-                config.dialects.msc3886,
-                MSC3886Dialect(
-                    base_url=base_url,
-                    path=config.dialects.msc3886.path,
-                    max_bytes=config.max_bytes,
-                    ttl_ms=config.ttl_ms,
-                    max_wait_ms=config.long_poll.max_wait_ms,
-                    strict_etags=config.strict_etags,
-                ),
-            ),
-            (
-                config.dialects.msc4108,
-                MSC4108Dialect(
-                    base_url=base_url,
-                    path=config.dialects.msc4108.path,
-                    max_bytes=MSC4108Dialect.MAX_BYTES,
-                    ttl_ms=config.ttl_ms,
-                    max_wait_ms=config.long_poll.max_wait_ms,
-                    strict_etags=config.strict_etags,
-                ),
-            ),
-            (config.dialects.msc4388, MSC4388Dialect(max_wait_ms=config.long_poll.max_wait_ms)),
-        ]
+        observations = Observations(is_enforced=not config.observe)
+        for tell, interval_ms in (
+            (observations.tell_refusals, TELL_INTERVAL_MS),
+            (observations.look_at_sources, LOOK_INTERVAL_MS),
+        ):
+            api.looping_background_call(
+                tell, interval_ms, desc=f"synapse_rendezvous_{tell.__name__}", run_on_all_instances=True
+            )
+        admission = Admission(homeserver, config, observations)
+        dialects = _dialects(config, api.public_baseurl.rstrip("/"))
         for options, dialect in dialects:
-            if options.enabled:
-                homeserver.refuse_conflicts(options.path)
-                resource = RendezvousResource(
-                    clock=homeserver.clock,
-                    sleep=api.sleep,
-                    path=options.path,
-                    dialect=dialect,
-                    store=store,
-                    waiting=waiting,
-                    admission=admission,
-                    create_policy=options.create_policy,
-                )
-                api.register_web_resource(options.path, resource)
-                _warn_of_path(dialect, options)
+            homeserver.refuse_conflicts(options.path)
+            resource = RendezvousResource(
+                clock=homeserver.clock,
+                sleep=api.sleep,
+                path=options.path,
+                dialect=dialect,
+                store=store,
+                waiting=waiting,
+                admission=admission,
+                create_policy=options.create_policy,
+            )
+            api.register_web_resource(options.path, resource)
+            _warn_of_path(dialect, options)
         if store.changes_channel is None and homeserver.has_workers:
-            _warn_of_memory(config, api.worker_name or "the main process", homeserver.port())
-        long_poll = config.long_poll
+            _warn_of_memory([options.path for options, _ in dialects], api.worker_name, homeserver.port())
+        mounted = (
+            f"{dialect.name} at {options.path} (creation {options.create_policy})" for options, dialect in dialects
+        )
         logger.info(
-            "synapse_rendezvous %s on %s: %s; sessions in %s; ttl %g s, at most %d bytes a payload, %d sessions and %d"
-            " bytes in all; a GET may wait %g s, %g s unasked, %d at once; a client may have %d sessions and"
-            " %d waiting, create %s, read %s, write %s and miss %s; X-Forwarded-For believed from %s%s",
+            "synapse_rendezvous %s on %s: %s; sessions in %s; %s",
             __version__,
             api.worker_name or "main",
-            ", ".join(
-                f"{dialect.name} at {options.path} (creation {options.create_policy})"
-                for options, dialect in dialects
-                if options.enabled
-            ),
+            ", ".join(mounted),
             "Redis" if store.changes_channel else "the memory of this process",
-            config.ttl_ms / 1000,
-            config.max_bytes,
-            config.max_sessions,
-            config.max_total_bytes,
-            long_poll.max_wait_ms / 1000,
-            long_poll.default_wait_ms / 1000,
-            long_poll.max_waiting,
-            config.per_client.max_sessions,
-            config.per_client.max_waiting,
-            config.per_client.create,
-            config.per_client.read,
-            config.per_client.write,
-            config.per_client.miss,
-            ", ".join(map(str, config.trusted_proxies)) or "nobody",
-            "; entity tags strict" if config.strict_etags else "",
+            config.summary(),
         )
 
     @staticmethod
@@ -128,13 +94,40 @@ class RendezvousModule:
         return RendezvousConfig.parse(config)
 
 
+def _dialects(config: RendezvousConfig, base_url: str) -> list[tuple[DialectConfig, Dialect]]:
+    """Return the dialects that are enabled."""
+    max_wait_ms = config.long_poll.max_wait_ms
+    dialects: list[tuple[DialectConfig, Dialect]] = [
+        (
+            options,
+            dialect(
+                base_url=base_url,
+                path=options.path,
+                max_bytes=max_bytes,
+                ttl_ms=config.ttl_ms,
+                max_wait_ms=max_wait_ms,
+                strict_etags=config.strict_etags,
+            ),
+        )
+        for options, dialect, max_bytes in (
+            (config.dialects.msc3886, MSC3886Dialect, config.max_bytes),
+            (config.dialects.msc4108, MSC4108Dialect, MSC4108Dialect.MAX_BYTES),
+        )
+    ]
+    dialects.append((config.dialects.msc4388, MSC4388Dialect(max_wait_ms=max_wait_ms)))
+    return [(options, dialect) for options, dialect in dialects if options.enabled]
+
+
 def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> SessionStore:
-    quotas = {
-        "ttl_ms": config.ttl_ms,
-        "max_sessions": config.max_sessions,
-        "max_total_bytes": config.max_total_bytes,
-        "max_client_sessions": config.per_client.max_sessions,
-    }
+    quotas = Quotas(
+        ttl_ms=config.ttl_ms,
+        max_sessions=config.max_sessions,
+        max_total_bytes=config.max_total_bytes,
+        max_updates=config.max_updates,
+        max_client_sessions=config.per_client.max_sessions,
+        crowded_sessions=math.ceil(config.max_sessions * config.crowded_at),
+        crowded_client_sessions=min(config.per_client.crowded_sessions, config.per_client.max_sessions),
+    )
     if config.store == "redis" and not homeserver.has_redis:
         raise ConfigError(
             "synapse_rendezvous has `store: redis`, but Synapse uses no Redis. Set `redis: {enabled: true}`, with host"
@@ -142,7 +135,7 @@ def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> 
             ("redis", "enabled"),
         )
     if config.store == "memory" or not homeserver.has_redis:
-        store = MemorySessionStore(homeserver.clock.time_msec, **quotas)
+        store = MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ms, quotas)
         api.looping_background_call(
             store.sweep, SWEEP_INTERVAL_MS, desc="synapse_rendezvous_sweep", run_on_all_instances=True
         )
@@ -152,7 +145,7 @@ def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> 
     from synapse_rendezvous.redis_store import RedisSessionStore
 
     link = RedisLink(homeserver.redis(), homeserver.reactor)
-    return RedisSessionStore(link, homeserver.clock.time_msec, server_name=api.server_name, **quotas)
+    return RedisSessionStore(link, homeserver.clock.time_msec, server_name=api.server_name, quotas=quotas)
 
 
 def _waiting(homeserver: Homeserver, config: RendezvousConfig, changes_channel: str | None) -> Waiting:
@@ -171,16 +164,14 @@ def _waiting(homeserver: Homeserver, config: RendezvousConfig, changes_channel: 
     return waiting
 
 
-def _warn_of_memory(config: RendezvousConfig, process: str, port: int | None) -> None:
+def _warn_of_memory(paths: Sequence[str], worker: str | None, port: int | None) -> None:
     """Say what `store: memory` asks of the reverse proxy where several processes serve the homeserver."""
-    dialects = (config.dialects.msc3886, config.dialects.msc4108, config.dialects.msc4388)
-    paths = sorted({options.path for options in dialects if options.enabled})
     logger.warning(
         "Several processes serve this homeserver, but by `store: memory` each has sessions of its own: all requests for"
         " %s must go to one and the same process. To make it this one (%s), in nginx: %s Or remove `store`: sessions"
         " are then in Redis, where every process finds them. See docs/workers.md",
         " and ".join(paths),
-        process,
+        worker or "the main process",
         " ".join(f"location ^~ {path} {{ proxy_pass http://127.0.0.1:{port or 'PORT'}; }}" for path in paths),
     )
 

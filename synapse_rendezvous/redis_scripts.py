@@ -4,7 +4,7 @@ Three keys, all with the homeserver's name in braces, so that a cluster keeps th
 
 - `...:session:<id>`, a string: one revision, laid out as `VALUE` says; Redis drops it when its time is over;
 - `...:index`, a sorted set: each live session by its end, as `<bytes of payload> <client> <id>`;
-- `...:totals`, a hash: the `bytes` of all payloads, and for each client how many sessions it has.
+- `...:totals`, a hash: the `bytes` of all payloads, and the sessions of each client and each network that shares.
 
 What changes the index changes the totals in the same script, and what has expired is uncounted before a quota refuses
 anybody, so the totals are exact at each refusal and nothing leaks. All times are Redis' own: it does not matter whether
@@ -20,6 +20,7 @@ import re
 VALUE = re.compile(
     # The letter keeps Synapse's connection from reading a value as a number.
     rb"r(?P<tag>.{20})(?P<previous_tag>.{20})(?P<last_modified_ms>\d{13})(?P<expires_ms>\d{13})"
+    rb"(?P<updates>\d{4})"
     # Lengths in front of what has no fixed length; the rest is the payload.
     rb"(?P<client_length>\d{2})",
     re.DOTALL,
@@ -52,8 +53,9 @@ if not value then
 end
 local tag, previous = string.sub(value, 2, 21), string.sub(value, 22, 41)
 local modified = tonumber(string.sub(value, 42, 54))
-local client_end = 69 + tonumber(string.sub(value, 68, 69))
-local client, write = string.sub(value, 70, client_end), string.sub(value, client_end + 1)
+local updates = tonumber(string.sub(value, 68, 71))
+local client_end = 73 + tonumber(string.sub(value, 72, 73))
+local client, write = string.sub(value, 74, client_end), string.sub(value, client_end + 1)
 local size = #write - 3 - tonumber(string.sub(write, 1, 3))
 
 local function has(tags, one)
@@ -82,10 +84,22 @@ local function total(field)
   return tonumber(redis.call('HGET', totals, field) or 0)
 end
 
+-- As clients.shares has it.
+local function shares(of)
+  if string.find(of, '.', 1, true) then
+    return {{of, 1}}
+  elseif #of == 16 then
+    return {{of, 1}, {string.sub(of, 1, 14), 3}, {string.sub(of, 1, 12), 6}}
+  end
+  return {}
+end
+
 local function uncount(bytes, of)
   redis.call('HINCRBY', totals, 'bytes', 0 - bytes)  -- Redis takes no -0
-  if redis.call('HINCRBY', totals, of, -1) <= 0 then
-    redis.call('HDEL', totals, of)
+  for _, share in ipairs(shares(of)) do
+    if redis.call('HINCRBY', totals, share[1], -1) <= 0 then
+      redis.call('HDEL', totals, share[1])
+    end
   end
 end
 
@@ -128,8 +142,8 @@ end
 """
 
 _STORE = """
-local function store(tag, previous, client, write)
-  local head = string.format('r%s%s%013d%013d%02d%s', tag, previous, now, expires, #client, client)
+local function store(tag, previous, updates, client, write)
+  local head = string.format('r%s%s%013d%013d%04d%02d%s', tag, previous, now, expires, updates, #client, client)
   redis.call('SET', session, head .. write)
   redis.call('PEXPIREAT', session, expires)
   return head
@@ -152,25 +166,37 @@ CREATE = (
     + _QUOTAS
     + _STORE
     + """
-local tag, write, size, client, ttl, max_sessions, max_total_bytes, max_client_sessions = unpack(ARGV)
+local tag, write, size, client, ttl, max_sessions, max_total_bytes = unpack(ARGV)
+local max_client_sessions, crowded_sessions, crowded_client_sessions = unpack(ARGV, 8)
 sweep()  -- more than one creation adds, so the index does not grow with what has expired
-if not makes(function() return redis.call('ZCARD', index) < tonumber(max_sessions) end) then
+local function fewer_than(most)
+  return makes(function() return redis.call('ZCARD', index) < tonumber(most) end)
+end
+if not fewer_than(max_sessions) then
   return {'full', now, 'max_sessions'}
+end
+local quota, most = 'per_client.max_sessions', max_client_sessions
+if not fewer_than(crowded_sessions) then
+  quota, most = 'per_client.crowded_sessions', crowded_client_sessions
+end
+for _, share in ipairs(shares(client)) do
+  if not makes(function() return total(share[1]) < most * share[2] end) then
+    return {'full', now, quota}
+  end
 end
 if not makes_room_for(tonumber(size), max_total_bytes) then
   return {'full', now, 'max_total_bytes'}
 end
-if not makes(function() return total(client) < tonumber(max_client_sessions) end) then
-  return {'full', now, 'per_client.max_sessions'}
-end
 expires = now + ttl
-local head = store(tag, string.rep('.', 20), client, write)
+local head = store(tag, string.rep('.', 20), 0, client, write)
 if redis.call('EXISTS', index) == 0 then
   redis.call('DEL', totals)  -- whatever may have happened to either key, an empty index has no totals
 end
 redis.call('ZADD', index, expires, member(size, client))
 redis.call('HINCRBY', totals, 'bytes', size)
-redis.call('HINCRBY', totals, client, 1)
+for _, share in ipairs(shares(client)) do
+  redis.call('HINCRBY', totals, share[1], 1)
+end
 for _, key in ipairs({index, totals}) do
   if redis.call('PTTL', key) < tonumber(ttl) then
     redis.call('PEXPIREAT', key, expires)
@@ -188,8 +214,8 @@ REPLACE = (
     + _STORE
     + _TELL
     + """
-local new_tag, new_write, new_size, max_total_bytes, repeats_from_any, channel = unpack(ARGV)
-local if_match, if_none_match, unmodified_since = unpack(ARGV, 7)
+local new_tag, new_write, new_size, max_total_bytes, max_updates, repeats_from_any, channel = unpack(ARGV)
+local if_match, if_none_match, unmodified_since = unpack(ARGV, 8)
 local growth = new_size - size
 if not holds(if_match, if_none_match, unmodified_since) then
   -- As Preconditions.repeat has it.
@@ -200,10 +226,13 @@ if not holds(if_match, if_none_match, unmodified_since) then
   end
   return {'failed', now, value}
 end
+if updates >= tonumber(max_updates) then
+  return {'full', now, 'max_updates'}
+end
 if not makes_room_for(growth, max_total_bytes) then
   return {'full', now, 'max_total_bytes'}
 end
-local head = store(new_tag, tag, client, new_write)
+local head = store(new_tag, tag, updates + 1, client, new_write)
 if growth ~= 0 and redis.call('ZREM', index, member(size, client)) == 1 then
   redis.call('ZADD', index, expires, member(new_size, client))
   redis.call('HINCRBY', totals, 'bytes', growth)

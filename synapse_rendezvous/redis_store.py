@@ -9,6 +9,7 @@ from synapse_rendezvous.preconditions import EntityTags, Preconditions
 from synapse_rendezvous.redis_link import RedisLink
 from synapse_rendezvous.redis_scripts import ABSENT, ANY, NO_TAG, VALUE
 from synapse_rendezvous.session import Session, Write, new_tag
+from synapse_rendezvous.store import Quotas
 
 _TAG = re.compile(rb"[0-9a-z]{20}")
 
@@ -22,23 +23,10 @@ class RedisSessionStore:
         link: runs the scripts.
         now_ms: tells this process's time in milliseconds since the epoch.
         server_name: of the homeserver; several may share a Redis.
-        ttl_ms: how long a session lives from its creation.
-        max_sessions: how many may live at once.
-        max_total_bytes: how many bytes of payload they may hold together.
-        max_client_sessions: how many of one client may live at once.
+        quotas: how much is kept.
     """
 
-    def __init__(
-        self,
-        link: RedisLink,
-        now_ms: Callable[[], int],
-        *,
-        server_name: str,
-        ttl_ms: int,
-        max_sessions: int,
-        max_total_bytes: int,
-        max_client_sessions: int,
-    ) -> None:
+    def __init__(self, link: RedisLink, now_ms: Callable[[], int], *, server_name: str, quotas: Quotas) -> None:
         self._link = link
         self._local_now_ms = now_ms
         self._ahead_ms = 0
@@ -46,10 +34,7 @@ class RedisSessionStore:
         self._session_prefix = f"{prefix}session:"
         self.changes_channel = f"{prefix}changes"
         self._shared_keys = (f"{prefix}index", f"{prefix}totals")
-        self._ttl_ms = ttl_ms
-        self._max_sessions = max_sessions
-        self._max_total_bytes = max_total_bytes
-        self._max_client_sessions = max_client_sessions
+        self._quotas = quotas
 
     def now_ms(self) -> int:
         """See `SessionStore.now_ms`: Redis' time, by what it was at the last answer."""
@@ -57,11 +42,13 @@ class RedisSessionStore:
 
     async def create(self, session_id: str, write: Write, client: str) -> Session:
         """See `SessionStore.create`."""
-        quotas = (self._max_sessions, self._max_total_bytes, self._max_client_sessions)
+        quotas = self._quotas
         head = await self._run(
             redis_scripts.CREATE,
             session_id,
-            *(new_tag(), _stored(write), len(write.payload), client.encode("ascii"), self._ttl_ms, *quotas),
+            *(new_tag(), _stored(write), len(write.payload), client.encode("ascii")),
+            *(quotas.ttl_ms, quotas.max_sessions, quotas.max_total_bytes, quotas.max_client_sessions),
+            *(quotas.crowded_sessions, quotas.crowded_client_sessions),
         )
         return _read(session_id, head + _stored(write))
 
@@ -74,7 +61,7 @@ class RedisSessionStore:
         head = await self._run(
             redis_scripts.REPLACE,
             session_id,
-            *(new_tag(), _stored(write), len(write.payload), self._max_total_bytes),
+            *(new_tag(), _stored(write), len(write.payload), self._quotas.max_total_bytes, self._quotas.max_updates),
             *(int(preconditions.repeats_from_any), self.changes_channel.encode("ascii")),
             *_conditions(preconditions),
         )
@@ -136,5 +123,6 @@ def _read(session_id: str, value: bytes) -> Session:
         previous_tag=None if head["previous_tag"] == NO_TAG else head["previous_tag"],
         last_modified_ms=int(head["last_modified_ms"]),
         expires_ms=int(head["expires_ms"]),
+        updates=int(head["updates"]),
         client=value[head.end() : type_start - 3].decode("ascii"),
     )

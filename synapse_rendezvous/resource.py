@@ -2,8 +2,8 @@
 
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import IO, TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from typing import IO, TYPE_CHECKING
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 from synapse.http.server import HTTP_STATUS_REQUEST_CANCELLED, finish_request
@@ -14,6 +14,8 @@ from twisted.internet.defer import CancelledError
 from twisted.web.server import NOT_DONE_YET, Request
 
 from synapse_rendezvous.admission import Admission
+from synapse_rendezvous.clients import EXEMPT
+from synapse_rendezvous.coroutines import Begun
 from synapse_rendezvous.dialects import Dialect, Response
 from synapse_rendezvous.errors import (
     MethodNotAllowed,
@@ -21,6 +23,7 @@ from synapse_rendezvous.errors import (
     PreconditionFailed,
     ReadRefused,
     SessionNotFound,
+    StoreFull,
 )
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
@@ -104,7 +107,7 @@ class RendezvousResource(DirectServeJsonResource):
             awaited = answering.send(None)
         except StopIteration:
             return NOT_DONE_YET
-        self._begun = _Begun(answering, awaited)
+        self._begun = Begun(answering, awaited)
         if request.logcontext is not None:
             set_current_context(request.logcontext)  # whoever waits has left it
         return super().render(request)
@@ -141,6 +144,8 @@ class RendezvousResource(DirectServeJsonResource):
         # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
         match = self._paths.fullmatch(request.path)
         if match is None:
+            # Looked for as any other id, so that the answer does not come sooner.
+            await self._store.get("-")
             raise SessionNotFound
         if match[1] is None:
             on_collection = self._collection.get(request.method)
@@ -159,7 +164,12 @@ class RendezvousResource(DirectServeJsonResource):
     async def _create(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
         write = self._dialect.read_create(request.requestHeaders, _content(request))
-        session = await self._store.create(self._dialect.id_prefix + new_random_id(), write, client)
+        session_id = self._dialect.id_prefix + new_random_id()
+        try:
+            session = await self._store.create(session_id, write, client)
+        except StoreFull as full:
+            self._admission.refuse(full, client)
+            session = await self._store.create(session_id, write, EXEMPT)  # the operator only observes
         return self._dialect.created(session, self._store.now_ms())
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
@@ -173,6 +183,10 @@ class RendezvousResource(DirectServeJsonResource):
         known = self._dialect.read_known(headers, request.args)
         wait_ms = self._waiting.wait_ms(request.args.get(b"timeout"))
         session = await self._store.get(session_id)
+        try:
+            await self._admission.read_session(client, session_id)
+        except LimitExceededError as refusal:
+            raise ReadRefused(refusal, session) from None
         verdict = known.evaluate(session, safe=True)
         if verdict is Verdict.NOT_MODIFIED and wait_ms > 0:
             session, verdict = await self._hold(request, client, session, known, wait_ms)
@@ -202,7 +216,12 @@ class RendezvousResource(DirectServeJsonResource):
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)
         write, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
-        session = await self._store.replace(session_id, write, preconditions)
+        await self._admission.write_session(client, session_id)
+        try:
+            session = await self._store.replace(session_id, write, preconditions)
+        except StoreFull as full:
+            self._admission.refuse(full, client)
+            raise
         self._waiting.wake(session_id)
         return self._dialect.updated(session)
 
@@ -225,31 +244,6 @@ class RendezvousResource(DirectServeJsonResource):
             set_raw_headers(b"Content-Length", (b"%d" % len(response.body),))
             request.write(response.body)
         finish_request(request)
-
-
-class _Begun:
-    """A coroutine that was begun by hand, to go on in an await.
-
-    Args:
-        coroutine: what was begun.
-        awaited: what it waits for.
-    """
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], awaited: Any) -> None:
-        self._coroutine = coroutine
-        self._awaited = awaited
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        while True:
-            try:
-                try:
-                    result = yield self._awaited
-                except BaseException as error:  # whatever it is, it is the coroutine's
-                    self._awaited = self._coroutine.throw(error)
-                else:
-                    self._awaited = self._coroutine.send(result)
-            except StopIteration:
-                return
 
 
 def _content(request: SynapseRequest) -> IO[bytes]:

@@ -47,6 +47,7 @@ class Session:
         previous_tag: names the revision that this one replaced; None before the first replacement.
         last_modified_ms: when the payload was written, in milliseconds since the epoch.
         expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
+        updates: how often its payload has been replaced.
         client: who created it, as `Clients.name` names clients.
     """
 
@@ -57,6 +58,7 @@ class Session:
     previous_tag: bytes | None
     last_modified_ms: int
     expires_ms: int
+    updates: int
     client: str
 
     @classmethod
@@ -70,6 +72,7 @@ class Session:
             previous_tag=None,
             last_modified_ms=now_ms,
             expires_ms=now_ms + ttl_ms,
+            updates=0,
             client=client,
         )
 
@@ -83,5 +86,6 @@ class Session:
             previous_tag=self.tag,
             last_modified_ms=now_ms,
             expires_ms=self.expires_ms,
+            updates=self.updates + 1,
             client=self.client,
         )

@@ -5,9 +5,35 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+import attr
+
+from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import Session, Write
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True)
+class Quotas:
+    """How much a store keeps.
+
+    Attributes:
+        ttl_ms: how long a session lives from its creation.
+        max_sessions: how many may live at once.
+        max_total_bytes: how many bytes of payload they may hold together.
+        max_updates: how often a payload may be replaced.
+        max_client_sessions: how many of one client may live at once; of the networks around it, as `shares` says.
+        crowded_sessions: from how many on the store is crowded.
+        crowded_client_sessions: how many of one client may live for it to get another one while it is crowded.
+    """
+
+    ttl_ms: int
+    max_sessions: int
+    max_total_bytes: int
+    max_updates: int
+    max_client_sessions: int
+    crowded_sessions: int
+    crowded_client_sessions: int
 
 
 class SessionStore(Protocol):
@@ -48,7 +74,7 @@ class SessionStore(Protocol):
         Raises:
             SessionNotFound: no session has this id now.
             PreconditionFailed: with the current revision, which stays.
-            StoreFull: the payload grew beyond the room there is; the current revision stays.
+            StoreFull: the payload grew beyond the room there is, or was replaced as often as it may; it stays.
         """
 
     async def delete(self, session_id: str, preconditions: Preconditions) -> None:
@@ -64,29 +90,18 @@ class MemorySessionStore:
     """Keeps sessions in this process.
 
     Args:
-        now_ms: tells the time in milliseconds since the epoch.
-        ttl_ms: how long a session lives from its creation.
-        max_sessions: how many may live at once.
-        max_total_bytes: how many bytes of payload they may hold together.
-        max_client_sessions: how many of one client may live at once.
+        now_ms: tells the time in milliseconds since the epoch; it may be set meanwhile.
+        steady_ms: tells milliseconds that only go forward, by which sessions age.
+        quotas: how much is kept.
     """
 
     changes_channel = None
 
-    def __init__(
-        self,
-        now_ms: Callable[[], int],
-        *,
-        ttl_ms: int,
-        max_sessions: int,
-        max_total_bytes: int,
-        max_client_sessions: int,
-    ) -> None:
-        self._now_ms = now_ms
-        self._ttl_ms = ttl_ms
-        self._max_sessions = max_sessions
-        self._max_total_bytes = max_total_bytes
-        self._max_client_sessions = max_client_sessions
+    def __init__(self, now_ms: Callable[[], int], steady_ms: Callable[[], int], quotas: Quotas) -> None:
+        self._wall_ms = now_ms
+        self._steady_ms = steady_ms
+        self._ahead_ms = 0
+        self._quotas = quotas
         # In the order of creation and, since all live equally long, of expiry: replacing a value keeps its place.
         self._sessions: dict[str, Session] = {}
         self._total_bytes = 0
@@ -102,56 +117,53 @@ class MemorySessionStore:
         return self._total_bytes
 
     def now_ms(self) -> int:
-        """See `SessionStore.now_ms`."""
-        return self._now_ms()
+        """See `SessionStore.now_ms`. A clock that is set while sessions live counts once none does."""
+        if not self._sessions:
+            self._ahead_ms = self._wall_ms() - self._steady_ms()
+        return self._steady_ms() + self._ahead_ms
 
     async def create(self, session_id: str, write: Write, client: str) -> Session:
         """See `SessionStore.create`."""
-        now_ms = self._now_ms()
-        size = len(write.payload)
-        if len(self._sessions) >= self._max_sessions:
-            self._sweep(now_ms)
-            if len(self._sessions) >= self._max_sessions:
-                raise StoreFull("max_sessions")
-        self._make_room(size, now_ms)
-        if self._client_sessions[client] >= self._max_client_sessions:
-            self._sweep(now_ms)
-            if self._client_sessions[client] >= self._max_client_sessions:
-                raise StoreFull("per_client.max_sessions")
-        session = Session.create(session_id, write, client, now_ms, self._ttl_ms)
+        now_ms = self.now_ms()
+        self._require_place(client, now_ms)
+        self._require_room(len(write.payload), now_ms)
+        session = Session.create(session_id, write, client, now_ms, self._quotas.ttl_ms)
         self._sessions[session_id] = session
-        self._total_bytes += size
-        self._client_sessions[client] += 1
+        self._total_bytes += len(write.payload)
+        for name, _ in shares(client):
+            self._client_sessions[name] += 1
         return session
 
     async def get(self, session_id: str) -> Session:
         """See `SessionStore.get`."""
-        return self._live(session_id, self._now_ms())
+        return self._live(session_id, self.now_ms())
 
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """See `SessionStore.replace`."""
-        now_ms = self._now_ms()
+        now_ms = self.now_ms()
         session = self._live(session_id, now_ms)
         if preconditions.evaluate(session, safe=False) is Verdict.FAILED:
             if preconditions.repeat(session, write):
                 return session
             raise PreconditionFailed(session)
+        if session.updates >= self._quotas.max_updates:
+            raise StoreFull("max_updates")
         growth = len(write.payload) - len(session.payload)
-        self._make_room(growth, now_ms)
+        self._require_room(growth, now_ms)
         session = self._sessions[session_id] = session.replaced(write, now_ms)
         self._total_bytes += growth
         return session
 
     async def delete(self, session_id: str, preconditions: Preconditions) -> None:
         """See `SessionStore.delete`."""
-        session = self._live(session_id, self._now_ms())
+        session = self._live(session_id, self.now_ms())
         if preconditions.evaluate(session, safe=False) is Verdict.FAILED:
             raise PreconditionFailed(session)
         self._drop(session)
 
     def sweep(self) -> None:
         """Drop the sessions that have expired."""
-        self._sweep(self._now_ms())
+        self._sweep(self.now_ms())
 
     def _live(self, session_id: str, now_ms: int) -> Session:
         session = self._sessions.get(session_id)
@@ -165,9 +177,10 @@ class MemorySessionStore:
     def _drop(self, session: Session) -> None:
         del self._sessions[session.id]
         self._total_bytes -= len(session.payload)
-        self._client_sessions[session.client] -= 1
-        if not self._client_sessions[session.client]:
-            del self._client_sessions[session.client]
+        for name, _ in shares(session.client):
+            self._client_sessions[name] -= 1
+            if not self._client_sessions[name]:
+                del self._client_sessions[name]
 
     def _sweep(self, now_ms: int) -> None:
         # The oldest come first, so this ends at the first that is still alive: its cost is that of what it drops.
@@ -175,9 +188,24 @@ class MemorySessionStore:
         for session in expired:
             self._drop(session)
 
-    def _make_room(self, growth: int, now_ms: int) -> None:
-        """Raise StoreFull unless so many bytes more fit, once the expired have made room."""
-        if growth > 0 and self._total_bytes + growth > self._max_total_bytes:
+    def _require_place(self, client: str, now_ms: int) -> None:
+        """Raise StoreFull unless there may be one session more, and one more of this client."""
+        if not self._makes(lambda: len(self._sessions) < self._quotas.max_sessions, now_ms):
+            raise StoreFull("max_sessions")
+        is_crowded = not self._makes(lambda: len(self._sessions) < self._quotas.crowded_sessions, now_ms)
+        quota = "per_client.crowded_sessions" if is_crowded else "per_client.max_sessions"
+        most = self._quotas.crowded_client_sessions if is_crowded else self._quotas.max_client_sessions
+        for name, share in shares(client):
+            if not self._makes(lambda: self._client_sessions[name] < most * share, now_ms):  # noqa: B023 (called at once)
+                raise StoreFull(quota)
+
+    def _require_room(self, growth: int, now_ms: int) -> None:
+        """Raise StoreFull unless there may be so many bytes more."""
+        if growth > 0 and not self._makes(lambda: self._total_bytes + growth <= self._quotas.max_total_bytes, now_ms):
+            raise StoreFull("max_total_bytes")
+
+    def _makes(self, room: Callable[[], bool], now_ms: int) -> bool:
+        """Whether there is room, once the expired have made some."""
+        if not room():
             self._sweep(now_ms)
-            if self._total_bytes + growth > self._max_total_bytes:
-                raise StoreFull("max_total_bytes")
+        return room()

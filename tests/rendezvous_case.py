@@ -2,8 +2,11 @@
 
 import json
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 from tests.unittest import HomeserverTestCase
+
+from synapse_rendezvous.homeserver import Homeserver
 
 COMMON = {
     "Cache-Control": ["no-store, no-transform"],
@@ -14,6 +17,13 @@ COMMON = {
     "X-Content-Type-Options": ["nosniff"],
     "Content-Security-Policy": ["sandbox; default-src 'none'; frame-ancestors 'none'"],
 }
+
+
+def age_by(case: Any, reactor: Any) -> None:
+    """Let sessions of a test's homeservers age by the reactor's clock, in place of one that nobody sets."""
+    steady = patch.object(Homeserver, "steady_ms", staticmethod(lambda: int(reactor.seconds() * 1000)))
+    steady.start()
+    case.addCleanup(steady.stop)
 
 
 class RendezvousTestCase(HomeserverTestCase):
@@ -28,6 +38,10 @@ class RendezvousTestCase(HomeserverTestCase):
             {"module": "synapse_rendezvous.RendezvousModule", "config": self.options}
         )
         return config
+
+    def make_homeserver(self, reactor: Any, clock: Any) -> Any:
+        age_by(self, reactor)
+        return super().make_homeserver(reactor, clock)
 
     def create_resource_dict(self) -> dict[str, Any]:
         return {**super().create_resource_dict(), **self.hs._module_web_resources}

@@ -5,19 +5,34 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+import attr
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
 from synapse_rendezvous.homeserver import RedisConnection
 from synapse_rendezvous.redis_link import RedisLink
 from synapse_rendezvous.redis_store import RedisSessionStore
-from synapse_rendezvous.store import MemorySessionStore, SessionStore
+from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
 
 TTL_MS = 300_000
 SERVER_NAME = "rendezvous.localhost"
-QUOTAS = {"ttl_ms": TTL_MS, "max_sessions": 10, "max_total_bytes": 1000, "max_client_sessions": 10}
+QUOTAS = Quotas(
+    ttl_ms=TTL_MS,
+    max_sessions=10,
+    max_total_bytes=1000,
+    max_updates=9999,
+    max_client_sessions=10,
+    crowded_sessions=10,
+    crowded_client_sessions=10,
+)
 
 T = TypeVar("T")
+
+
+def quotas_of(changes: dict[str, int]) -> Quotas:
+    """Return quotas with these changes. A store is crowded only where a test says so."""
+    crowded = changes.get("max_sessions", QUOTAS.max_sessions)
+    return attr.evolve(QUOTAS, **{"crowded_sessions": crowded, **changes})
 
 
 def result(coroutine: Coroutine[Deferred[Any], Any, T]) -> T:
@@ -70,7 +85,7 @@ class MemoryStores:
 
     def make(self, **quotas: int) -> SessionStore:
         """Return a new store that is empty."""
-        self._store = MemorySessionStore(self._time, **{**QUOTAS, **quotas})
+        self._store = MemorySessionStore(self._time, self._time, quotas_of(quotas))
         return self._store
 
     def held(self) -> Held:
@@ -142,4 +157,4 @@ def redis_store(
     connection: RedisConnection, now_ms: Callable[[], int], *, server_name: str = SERVER_NAME, **quotas: Any
 ) -> RedisSessionStore:
     """Return a store on a connection."""
-    return RedisSessionStore(RedisLink(connection, reactor), now_ms, server_name=server_name, **{**QUOTAS, **quotas})
+    return RedisSessionStore(RedisLink(connection, reactor), now_ms, server_name=server_name, quotas=quotas_of(quotas))

@@ -1,8 +1,10 @@
 """Which client a request counts for."""
 
+import ipaddress
+
 import pytest
 
-from synapse_rendezvous.admission import Clients
+from synapse_rendezvous.clients import Clients, is_private, shares, written
 from synapse_rendezvous.config import RendezvousConfig
 
 TRUSTING = Clients(RendezvousConfig().trusted_proxies)
@@ -12,15 +14,19 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
     ("peer", "forwarded", "client"),
     [
         # directly
+        ("203.0.113.9", None, "203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", None, "20010db800010002"),
+        ("::ffff:203.0.113.9", None, "203.0.113.9"),
+        ("127.0.0.1", None, "127.0.0.1"),
         ("203.0.113.9", [], "203.0.113.9"),
-        ("2001:db8:1:2:3:4:5:6", [], "2001:db8:1:2::/64"),
-        ("::ffff:203.0.113.9", [], "203.0.113.9"),
-        ("127.0.0.1", [], "127.0.0.1"),
+        # a proxy that does not say for whom it asks
+        ("127.0.0.1", [], "unknown"),
+        ("192.168.1.20", [], "unknown"),
         # a proxy that sets the header, or appends to what the client wrote
         ("127.0.0.1", [b"203.0.113.9"], "203.0.113.9"),
         ("127.0.0.1", [b"192.0.2.66, 203.0.113.9"], "203.0.113.9"),
         ("127.0.0.1", [b"192.0.2.66", b"203.0.113.9"], "203.0.113.9"),
-        ("::1", [b"192.0.2.66,2001:db8:1:2::9"], "2001:db8:1:2::/64"),
+        ("::1", [b"192.0.2.66,2001:db8:1:2::9"], "20010db800010002"),
         # two proxies
         ("127.0.0.1", [b"192.0.2.66, 203.0.113.9, 10.1.2.3"], "203.0.113.9"),
         ("127.0.0.1", [b"192.0.2.66, 203.0.113.9", b"10.1.2.3"], "203.0.113.9"),
@@ -33,6 +39,7 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
         # unix sockets
         (None, [b"203.0.113.9"], "203.0.113.9"),
         (None, [], "unknown"),
+        (None, None, "unknown"),
         # garbage counts for one client together, wherever the trusted part ends in it
         ("127.0.0.1", [b"203.0.113.9, garbage"], "unknown"),
         ("127.0.0.1", [b"garbage, 203.0.113.9"], "203.0.113.9"),
@@ -40,11 +47,11 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
         ("127.0.0.1", [b"\xff\x00"], "unknown"),
         ("127.0.0.1", [b"203.0.113.9:1234"], "unknown"),
         ("127.0.0.1", [b"0" * 16000], "unknown"),
-        ("127.0.0.1", [b"2001:db8:0000:0000:0000:ffff:192.168.100.228"], "2001:db8::/64"),
+        ("127.0.0.1", [b"2001:db8:0000:0000:0000:ffff:192.168.100.228"], "20010db800000000"),
         ("/run/synapse.sock", [b"203.0.113.9"], "unknown"),
     ],
 )
-def test_name(peer: str | None, forwarded: list[bytes], client: str) -> None:
+def test_name(peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
     """The client is the first address from the right that is not a trusted proxy's, or the last that is."""
     assert client == TRUSTING.name(peer, forwarded)
 
@@ -52,3 +59,57 @@ def test_name(peer: str | None, forwarded: list[bytes], client: str) -> None:
 def test_nobody_trusted() -> None:
     """Without trusted proxies the peer is the client."""
     assert "127.0.0.1" == Clients([]).name("127.0.0.1", [b"203.0.113.9"])
+
+
+@pytest.mark.parametrize(
+    ("hops", "peer", "forwarded", "client"),
+    [
+        (0, "203.0.113.9", [b"192.0.2.66"], "203.0.113.9"),
+        (1, "127.0.0.1", [b"192.0.2.66, 203.0.113.9"], "203.0.113.9"),
+        (1, "203.0.113.1", [b"192.0.2.66", b"203.0.113.9"], "203.0.113.9"),
+        (2, "203.0.113.1", [b"192.0.2.66, 203.0.113.9", b"203.0.113.2"], "203.0.113.9"),
+        (1, None, [b"192.0.2.66, 203.0.113.9"], "203.0.113.9"),
+        (2, "127.0.0.1", [b"203.0.113.9"], "unknown"),
+        (1, "127.0.0.1", [], "unknown"),
+        (1, "127.0.0.1", [b"garbage"], "unknown"),
+        (1, "203.0.113.9", None, "203.0.113.9"),
+    ],
+)
+def test_number_of_proxies(hops: int, peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
+    """Where the number of proxies is said, the entry before them is the client, whatever their addresses."""
+    assert client == Clients(hops).name(peer, forwarded)
+
+
+def test_exempt_and_denied() -> None:
+    """The operator may exempt addresses from limits, and deny some, by the whole address."""
+    networks = [ipaddress.ip_network(network) for network in ("203.0.113.0/24", "2001:db8:1:2:3::/80")]
+    exempting, denying = Clients(1, exempt=networks), Clients(1, denied=networks)
+    for address in (b"203.0.113.9", b"2001:db8:1:2:3::9"):
+        assert ("exempt", "denied") == (exempting.name(None, [address]), denying.name(None, [address]))
+    for address in (b"203.0.112.9", b"2001:db8:1:2:4::9"):
+        assert exempting.name(None, [address]) == denying.name(None, [address])
+    assert "denied" == Clients(1, exempt=networks, denied=networks).name(None, [b"203.0.113.9"])
+
+
+def test_shares() -> None:
+    """What an IPv6 client does counts for the networks around it, which may do more; for the unknown nobody counts."""
+    assert (("203.0.113.9", 1),) == shares("203.0.113.9")
+    assert (("20010db800010203", 1), ("20010db8000102", 3), ("20010db80001", 6)) == shares("20010db800010203")
+    assert ((), ()) == (shares("unknown"), shares("exempt"))
+    networks = [written(network) for network, _ in shares("20010db800010203")]
+    assert ["2001:db8:1:203::/64", "2001:db8:1:200::/56", "2001:db8:1::/48"] == networks
+
+
+@pytest.mark.parametrize(
+    ("client", "expected"),
+    [
+        ("10.1.2.3", True),
+        ("fd00000000000001", True),
+        ("8.8.8.8", False),
+        ("2a00145040010800", False),
+        ("unknown", False),
+    ],
+)
+def test_is_private(client: str, expected: bool) -> None:
+    """Addresses in the operator's own network are told from those on the internet."""
+    assert expected == is_private(client)

@@ -118,10 +118,11 @@ def test_layers() -> None:
         ["resource"],
         ["redis_store"],
         ["admission", "msc4108", "redis_link", "redis_scripts", "waiting"],
-        ["homeserver", "msc3886", "msc4388", "store"],
+        ["homeserver", "msc3886", "msc4388", "store", "subscription", "limits", "observations"],
         ["dialects", "errors"],
         ["preconditions"],
-        ["session", "config"],
+        ["session", "config", "clients", "coroutines"],
+        ["options"],
     ]
     depth = {room: level for level, rooms in enumerate(layers) for room in rooms}
     for path in (ROOT / "synapse_rendezvous").glob("*.py"):

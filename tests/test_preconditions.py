@@ -17,6 +17,7 @@ SESSION = Session(
     previous_tag=b"a0",
     last_modified_ms=NOON_S * 1000 + 500,
     expires_ms=NOON_S * 1000 + 300_000,
+    updates=1,
     client="203.0.113.9",
 )
 

@@ -1,5 +1,6 @@
 """What every store promises."""
 
+import contextlib
 import re
 import shutil
 import tracemalloc
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 from stack import RedisServer
-from stores import TTL_MS, MemoryStores, RedisStores, Time, result
+from stores import TTL_MS, MemoryStores, RedisStores, Time, quotas_of, result
 
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
@@ -25,6 +26,8 @@ from synapse_rendezvous.throwaway import HOST
 
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
+NETWORKS = ["20010db800010000", "20010db800010001", "20010db800010002", "20010db800010003", "20010db800010100"]
+"""IPv6 /64 networks in one /48, all but the last in one /56."""
 
 
 def if_match(tag: bytes) -> Preconditions:
@@ -221,13 +224,82 @@ def test_full_for_a_client(stores: MemoryStores | RedisStores, time: Time) -> No
         with pytest.raises(StoreFull) as refusal:
             result(store.create(new_random_id(), HELLO, CLIENT))
         assert "per_client.max_sessions" == refusal.value.limiter_name
-    result(store.create(new_random_id(), HELLO, "2001:db8::/64"))
+    result(store.create(new_random_id(), HELLO, "198.51.100.7"))
     result(store.delete(sessions[0].id, UNCONDITIONAL))
     result(store.create(new_random_id(), HELLO, CLIENT))
     time.now_ms = time.start_ms + TTL_MS
     result(store.create(new_random_id(), HELLO, CLIENT))
     with pytest.raises(StoreFull):
         result(store.create(new_random_id(), HELLO, CLIENT))
+
+
+def test_wider_networks(stores: MemoryStores | RedisStores) -> None:
+    """A /56 network may have three times as many sessions as one client, a /48 six times."""
+    store = stores.make(max_sessions=100, max_client_sessions=2)
+
+    def create_all(prefix: str, count: int) -> int:
+        made = 0
+        for index in range(count):
+            with contextlib.suppress(StoreFull):
+                result(store.create(new_random_id(), HELLO, f"{prefix}{index:x}".ljust(16, "0")))
+                made += 1
+        return made
+
+    assert 2 == sum(create_all("20010db80001000", 1) for _ in range(5))
+    assert 4 == create_all("20010db80001000", 16)
+    assert 6 == create_all("20010db8000101", 16) + create_all("20010db80001020", 16)
+    assert 0 == create_all("20010db800010", 16)
+    assert 6 == create_all("20010db80002000", 16)
+    for _ in range(20):
+        result(store.create(new_random_id(), HELLO, "unknown"))
+
+
+def test_crowded(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """While the store is crowded a client may have only a few sessions; what it has more of, it keeps."""
+    store = stores.make(max_client_sessions=5, crowded_sessions=6, crowded_client_sessions=2)
+    many = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(5)]
+    result(store.create(new_random_id(), HELLO, "198.51.100.1"))
+
+    result(store.create(new_random_id(), HELLO, "198.51.100.1"))
+    for client in (CLIENT, "198.51.100.1"):
+        with pytest.raises(StoreFull) as refusal:
+            result(store.create(new_random_id(), HELLO, client))
+        assert "per_client.crowded_sessions" == refusal.value.limiter_name
+    assert many == [result(store.get(session.id)) for session in many]
+    time.now_ms += TTL_MS
+    for _ in range(5):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+
+def test_updates(stores: MemoryStores | RedisStores) -> None:
+    """A payload is replaced as often as it may be; then it can still be read, and ended."""
+    store = stores.make(max_updates=2)
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for number in (b"1", b"2"):
+        known, session = session, result(store.replace(session.id, Write(number, b""), if_match(session.tag)))
+
+    with pytest.raises(StoreFull) as refusal:
+        result(store.replace(session.id, Write(b"3", b""), UNCONDITIONAL))
+    assert "max_updates" == refusal.value.limiter_name
+    assert session == result(store.replace(session.id, Write(b"2", b""), if_match(known.tag)))
+    assert session == result(store.get(session.id))
+    result(store.delete(session.id, UNCONDITIONAL))
+
+
+def test_a_clock_that_is_set() -> None:
+    """Sessions age by a clock that nobody sets; what it is told of the time of day counts once no session lives."""
+    wall, steady = Time(), Time()
+    store = MemorySessionStore(wall, steady, quotas_of({}))
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for jump_ms in (3_600_000, -7_200_000):
+        wall.now_ms += jump_ms
+        assert session == result(store.get(session.id))
+    steady.now_ms += TTL_MS - 1
+    assert 1 == session.expires_ms - store.now_ms()
+    steady.now_ms += 1
+    with pytest.raises(SessionNotFound):
+        result(store.get(session.id))
+    assert wall.now_ms == store.now_ms()
 
 
 def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStores, time: Time) -> None:
@@ -351,7 +423,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     sessions = Bundle("sessions")
     writes = st.builds(Write, st.binary(max_size=40), st.sampled_from([b"text/plain", b"text/html"]))
-    clients = st.sampled_from([CLIENT, "2001:db8::/64", "unknown"])
+    clients = st.sampled_from([CLIENT, "unknown", *NETWORKS])
 
     stores: ClassVar[Any]
 
@@ -359,19 +431,36 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.time = Time()
         self.look = type(self).stores(self.time)
-        self.store = self.look.make(max_sessions=4, max_total_bytes=100, max_client_sessions=3)
+        self.store = self.look.make(
+            max_sessions=9,
+            max_total_bytes=200,
+            max_updates=3,
+            max_client_sessions=2,
+            crowded_sessions=7,
+            crowded_client_sessions=1,
+        )
         self.model: dict[str, Session] = {}
 
     def alive(self) -> dict[str, Session]:
         return {key: value for key, value in self.model.items() if value.expires_ms > self.time.now_ms}
 
     def room(self, growth: int) -> bool:
-        return growth <= 0 or sum(len(session.payload) for session in self.alive().values()) + growth <= 100
+        return growth <= 0 or sum(len(session.payload) for session in self.alive().values()) + growth <= 200
+
+    def may_create(self, client: str) -> bool:
+        clients = [session.client for session in self.alive().values()]
+        most = 1 if len(clients) >= 7 else 2
+        if client == "unknown" or len(clients) == 9:
+            return len(clients) < 9
+        wider = {12: 6 * most, 14: 3 * most} if client in NETWORKS else {}
+        return clients.count(client) < most and all(
+            sum(each[:digits] == client[:digits] for each in clients if each in NETWORKS) < bound
+            for digits, bound in wider.items()
+        )
 
     @rule(target=sessions, write=writes, client=clients)
     def create(self, write: Write, client: str) -> Any:
-        full = len(self.alive()) == 4 or [session.client for session in self.alive().values()].count(client) == 3
-        if full or not self.room(len(write.payload)):
+        if not self.may_create(client) or not self.room(len(write.payload)):
             with pytest.raises(StoreFull):
                 result(self.store.create(new_random_id(), write, client))
             return multiple()
@@ -395,7 +484,7 @@ class StoreMachine(RuleBasedStateMachine):
                 with pytest.raises(PreconditionFailed) as failure:
                     result(operation)
                 assert current == failure.value.session
-        elif not self.room(len(write.payload) - len(current.payload)):
+        elif current.updates == 3 or not self.room(len(write.payload) - len(current.payload)):
             with pytest.raises(StoreFull):
                 result(operation)
         else:
@@ -430,8 +519,13 @@ class StoreMachine(RuleBasedStateMachine):
         held = self.look.held()
         assert {session.id: len(session.payload) for session in self.alive().values()}.items() <= held.sizes.items()
         assert sum(held.sizes.values()) == held.total_bytes
-        assert Counter(self.model[session_id].client for session_id in held.sizes) == held.client_sessions
-        assert 4 >= len(held.sizes)
+        counted: Counter[str] = Counter()
+        for session_id in held.sizes:
+            client = self.model[session_id].client
+            counted.update([client[:digits] for digits in (16, 14, 12)] if client in NETWORKS else [client])
+        del counted["unknown"]
+        assert counted == held.client_sessions
+        assert 9 >= len(held.sizes)
 
 
 class MemoryMachine(StoreMachine):

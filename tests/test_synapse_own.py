@@ -9,6 +9,7 @@ import importlib.util
 from typing import Any
 
 import pytest
+from rendezvous_case import age_by
 from stack import UNLIMITED
 from tests.rest.client import test_rendezvous
 
@@ -45,6 +46,10 @@ def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> A
                 }
             ]
             return config
+
+        def make_homeserver(self, reactor: Any, clock: Any) -> Any:
+            age_by(self, reactor)
+            return super().make_homeserver(reactor, clock)
 
         def create_resource_dict(self) -> dict[str, Any]:
             return {**super().create_resource_dict(), **self.hs._module_web_resources}

@@ -1,0 +1,128 @@
+"""Which client a request counts for, and how much one client may do."""
+
+import functools
+import ipaddress
+import itertools
+from collections.abc import Iterator, Sequence
+
+from synapse_rendezvous.options import IPNetwork
+
+UNKNOWN = "unknown"
+"""What requests without a usable address count for, all together. No limit for one client holds for them."""
+
+EXEMPT = "exempt"
+"""What requests from addresses count for that the operator exempts. No limit for one client holds for them either."""
+
+DENIED = "denied"
+"""What requests from addresses count for that the operator denies."""
+
+# What one customer has is a /64 network at least, usually a /56, sometimes a /48. So networks share, too, but more.
+_IPV6_SHARES = ((16, 1), (14, 3), (12, 6))
+
+
+@functools.lru_cache(maxsize=8192)
+def shares(client: str) -> tuple[tuple[str, int], ...]:
+    """Return for whom it counts what a client does.
+
+    Args:
+        client: as `Clients.name` names it.
+
+    Returns:
+        Names, each with how many times as much it may do as one client: an IPv4 address alone, an IPv6 /64 network with
+        the /56 and the /48 network around it; nobody for those that no limit for one client holds for. The scripts in
+        Redis know the same rule.
+    """
+    if "." in client:
+        return ((client, 1),)
+    if len(client) == 16:
+        return tuple((client[:digits], share) for digits, share in _IPV6_SHARES)
+    return ()
+
+
+class Clients:
+    """Names the client that a request counts for.
+
+    Each proxy appends to X-Forwarded-For the address it saw, so the entries are read from the right and followed only
+    across addresses that are trusted. What stands further left, the client may have written itself.
+
+    Args:
+        trusted: where the operator's own proxies are, or how many of them there are.
+        exempt: whom no limit for one client holds for.
+        denied: whom nothing is served.
+    """
+
+    # An IPv6 address that ends in an IPv4 address. What is longer, a client made up; it shall not fill the cache.
+    _LONGEST_ADDRESS = 45
+
+    def __init__(
+        self, trusted: Sequence[IPNetwork] | int, exempt: Sequence[IPNetwork] = (), denied: Sequence[IPNetwork] = ()
+    ) -> None:
+        self._trusted = trusted
+        self._exempt = exempt
+        self._denied = denied
+        # Devices ask again each second from the same place.
+        self._read_cached = functools.lru_cache(maxsize=8192)(self._read)
+
+    def name(self, peer: str | None, forwarded: Sequence[bytes] | None) -> str:
+        """Return an IPv4 address, the first 64 bits of an IPv6 address as 16 hexadecimal digits, or a word from above.
+
+        Args:
+            peer: the address at the other end of the connection, if it has one.
+            forwarded: the X-Forwarded-For lines; None where the listener does not believe them.
+        """
+        if forwarded is None:
+            return UNKNOWN if peer is None else self._read_bounded(peer)[0]
+        if isinstance(self._trusted, int):
+            hop = next(itertools.islice(self._hops(peer, forwarded), self._trusted, None), None)
+            return UNKNOWN if hop is None else self._read_bounded(hop)[0]
+        client, is_trusted = UNKNOWN, True
+        hops = self._hops(peer, forwarded)
+        while is_trusted and (hop := next(hops, None)) is not None:
+            client, is_trusted = self._read_bounded(hop)
+        # A trusted proxy that does not say for whom it asks: it could be for anybody.
+        return UNKNOWN if is_trusted and not forwarded else client
+
+    @staticmethod
+    def _hops(peer: str | None, forwarded: Sequence[bytes]) -> Iterator[str]:
+        """Yield the addresses that a request passed, the nearest first."""
+        # A unix socket has no address; only a proxy on this machine can be behind it.
+        yield "127.0.0.1" if peer is None else peer
+        for line in reversed(forwarded):
+            for entry in reversed(line.split(b",")):
+                yield entry.strip().decode("latin-1")
+
+    def _read_bounded(self, hop: str) -> tuple[str, bool]:
+        return self._read_cached(hop) if len(hop) <= self._LONGEST_ADDRESS else (UNKNOWN, False)
+
+    def _read(self, hop: str) -> tuple[str, bool]:
+        """Return what an address counts for, and whether it is trusted."""
+        try:
+            address = ipaddress.ip_address(hop)
+        except ValueError:
+            return UNKNOWN, False
+        if isinstance(address, ipaddress.IPv6Address):
+            address = address.ipv4_mapped or address
+        is_trusted = not isinstance(self._trusted, int) and _is_in(address, self._trusted)
+        if _is_in(address, self._denied):
+            return DENIED, is_trusted
+        if _is_in(address, self._exempt):
+            return EXEMPT, is_trusted
+        if isinstance(address, ipaddress.IPv6Address):
+            return f"{int(address) >> 64:016x}", is_trusted
+        return str(address), is_trusted
+
+
+def written(client: str) -> str:
+    """Return a client, or a network that shares, as a person writes it."""
+    if "." not in client and len(client) in (16, 14, 12):
+        return str(ipaddress.IPv6Network((int(client.ljust(32, "0"), 16), 4 * len(client))))
+    return client
+
+
+def is_private(client: str) -> bool:
+    """Whether a client is in a network that is not part of the internet."""
+    return client not in (UNKNOWN, EXEMPT, DENIED) and ipaddress.ip_network(written(client)).is_private
+
+
+def _is_in(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[IPNetwork]) -> bool:
+    return any(address in network for network in networks)
