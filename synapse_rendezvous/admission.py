@@ -107,7 +107,7 @@ class Admission:
         await self._spend(self._writes, client, shares(client)[:1])
 
     async def write_session(self, client: str, session_id: str) -> None:
-        """Admit a PUT or DELETE of a session."""
+        """Admit a PUT of a session. To end one is never too often."""
         await self._spend(self._session_writes, client, ((session_id, 1),))
 
     async def miss(self, client: str) -> None:
