@@ -3,6 +3,7 @@
 import functools
 import ipaddress
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 
 from synapse_rendezvous.options import IPNetwork
@@ -18,6 +19,15 @@ DENIED = "denied"
 
 # What one customer has is a /64 network at least, usually a /56, sometimes a /48. So networks share, too, but more.
 _IPV6_SHARES = ((16, 1), (14, 3), (12, 6))
+
+
+_LOOPBACK = "127.0.0.1"
+
+_LOCAL_SOCKET = "unix:"
+"""What nginx calls a client on a unix socket."""
+
+_WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5})?")
+"""An address as some proxies write it, with the client's port."""
 
 
 @functools.lru_cache(maxsize=8192)
@@ -51,8 +61,9 @@ class Clients:
         denied: whom nothing is served.
     """
 
-    # An IPv6 address that ends in an IPv4 address. What is longer, a client made up; it shall not fill the cache.
-    _LONGEST_ADDRESS = 45
+    # An IPv6 address that ends in an IPv4 address, with a port. What is longer, a client made up; it shall not fill the
+    # cache.
+    _LONGEST_ADDRESS = 53
 
     def __init__(
         self, trusted: Sequence[IPNetwork] | int, exempt: Sequence[IPNetwork] = (), denied: Sequence[IPNetwork] = ()
@@ -73,8 +84,11 @@ class Clients:
         if forwarded is None:
             return UNKNOWN if peer is None else self._read_bounded(peer)[0]
         if isinstance(self._trusted, int):
-            hop = next(itertools.islice(self._hops(peer, forwarded), self._trusted, None), None)
-            return UNKNOWN if hop is None else self._read_bounded(hop)[0]
+            # If there are fewer hops than proxies, one of these was passed by, or made to drop the header: then the
+            # farthest counts, for what a client can bring about must not free it from limits.
+            hops = self._hops(_LOOPBACK if peer is None else peer, forwarded)
+            *_, hop = itertools.islice(hops, self._trusted + 1)
+            return UNKNOWN if self._trusted and not forwarded else self._read_bounded(hop)[0]
         client, is_trusted = UNKNOWN, True
         hops = self._hops(peer, forwarded)
         while is_trusted and (hop := next(hops, None)) is not None:
@@ -85,8 +99,8 @@ class Clients:
     @staticmethod
     def _hops(peer: str | None, forwarded: Sequence[bytes]) -> Iterator[str]:
         """Yield the addresses that a request passed, the nearest first."""
-        # A unix socket has no address; only a proxy on this machine can be behind it.
-        yield "127.0.0.1" if peer is None else peer
+        if peer is not None:  # a unix socket has none; only a proxy on this machine can be behind it
+            yield peer
         for line in reversed(forwarded):
             for entry in reversed(line.split(b",")):
                 yield entry.strip().decode("latin-1")
@@ -96,8 +110,11 @@ class Clients:
 
     def _read(self, hop: str) -> tuple[str, bool]:
         """Return what an address counts for, and whether it is trusted."""
+        if hop == _LOCAL_SOCKET:
+            hop = _LOOPBACK
+        with_port = _WITH_PORT.fullmatch(hop)
         try:
-            address = ipaddress.ip_address(hop)
+            address = ipaddress.ip_address(with_port[1] or with_port[2] if with_port else hop)
         except ValueError:
             return UNKNOWN, False
         if isinstance(address, ipaddress.IPv6Address):

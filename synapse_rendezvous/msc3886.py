@@ -76,11 +76,14 @@ class MSC3886Dialect:
     def is_for_display(self, headers: Headers) -> bool:
         """Tell pages, frames, images and scripts from what a script fetches, whose destination is `empty`.
 
-        Programs that are no browsers send none of these fields (Fetch Metadata).
+        Programs that are no browsers send none of these fields (Fetch Metadata; and Service-Worker, which comes with a
+        script that would outlive its page).
         """
-        return headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"] or headers.getRawHeaders(
-            b"Sec-Fetch-Mode"
-        ) == [b"navigate"]
+        return (
+            headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"]
+            or headers.getRawHeaders(b"Sec-Fetch-Mode") == [b"navigate"]
+            or headers.hasHeader(b"Service-Worker")
+        )
 
     def described(self, create_available: bool) -> Response:
         """Say what this is: for the operator who opens the collection in a browser."""

@@ -27,8 +27,13 @@ class MSC4388Dialect:
     # In JSON, a byte of data takes six at most (\u0041); the rest is room for the token and keys to come.
     _MAX_BODY_BYTES = 6 * MAX_BYTES + 8192
 
-    # What a browser says of a navigation or of what it embeds, by Fetch Metadata.
-    _DISPLAY = ((b"Sec-Fetch-Mode", b"navigate"), (b"Sec-Fetch-User", b"?1"), (b"Sec-Fetch-Site", b"none"))
+    # What a browser says of a navigation, of what it embeds (Fetch Metadata), and of a script that outlives its page.
+    _DISPLAY = (
+        (b"Sec-Fetch-Mode", b"navigate"),
+        (b"Sec-Fetch-User", b"?1"),
+        (b"Sec-Fetch-Site", b"none"),
+        (b"Service-Worker", b"script"),
+    )
 
     def __init__(self, *, max_wait_ms: int) -> None:
         self._max_wait_ms = max_wait_ms

@@ -41,7 +41,7 @@ _COMMON_HEADERS = (
     (b"Pragma", (b"no-cache",)),
     (b"Access-Control-Allow-Origin", (b"*",)),
     (b"Access-Control-Expose-Headers", (b"ETag, Location, X-Max-Bytes, Retry-After",)),
-    (b"Cross-Origin-Resource-Policy", (b"cross-origin",)),
+    (b"Cross-Origin-Resource-Policy", (b"same-origin",)),
     (b"X-Content-Type-Options", (b"nosniff",)),
     (b"Content-Security-Policy", (b"sandbox; default-src 'none'; frame-ancestors 'none'",)),
 )

@@ -13,7 +13,7 @@ COMMON = {
     "Pragma": ["no-cache"],
     "Access-Control-Allow-Origin": ["*"],
     "Access-Control-Expose-Headers": ["ETag, Location, X-Max-Bytes, Retry-After"],
-    "Cross-Origin-Resource-Policy": ["cross-origin"],
+    "Cross-Origin-Resource-Policy": ["same-origin"],
     "X-Content-Type-Options": ["nosniff"],
     "Content-Security-Policy": ["sandbox; default-src 'none'; frame-ancestors 'none'"],
 }

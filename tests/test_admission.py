@@ -45,7 +45,11 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
         ("127.0.0.1", [b"garbage, 203.0.113.9"], "203.0.113.9"),
         ("127.0.0.1", [b""], "unknown"),
         ("127.0.0.1", [b"\xff\x00"], "unknown"),
-        ("127.0.0.1", [b"203.0.113.9:1234"], "unknown"),
+        ("127.0.0.1", [b"203.0.113.9:1234"], "203.0.113.9"),
+        ("127.0.0.1", [b"[2001:db8:1:2::3]:1234"], "20010db800010002"),
+        ("127.0.0.1", [b"[2001:db8:1:2::3]"], "20010db800010002"),
+        ("127.0.0.1", [b"203.0.113.9:"], "unknown"),
+        ("127.0.0.1", [b"203.0.113.9, unix:"], "203.0.113.9"),
         ("127.0.0.1", [b"0" * 16000], "unknown"),
         ("127.0.0.1", [b"2001:db8:0000:0000:0000:ffff:192.168.100.228"], "20010db800000000"),
         ("/run/synapse.sock", [b"203.0.113.9"], "unknown"),
@@ -54,6 +58,11 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
 def test_name(peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
     """The client is the first address from the right that is not a trusted proxy's, or the last that is."""
     assert client == TRUSTING.name(peer, forwarded)
+
+
+def test_unix_socket_is_trusted() -> None:
+    """Behind a unix socket is a proxy of the operator's own, whichever networks are named."""
+    assert "203.0.113.9" == Clients([]).name(None, [b"192.0.2.66, 203.0.113.9"])
 
 
 def test_nobody_trusted() -> None:
@@ -69,7 +78,10 @@ def test_nobody_trusted() -> None:
         (1, "203.0.113.1", [b"192.0.2.66", b"203.0.113.9"], "203.0.113.9"),
         (2, "203.0.113.1", [b"192.0.2.66, 203.0.113.9", b"203.0.113.2"], "203.0.113.9"),
         (1, None, [b"192.0.2.66, 203.0.113.9"], "203.0.113.9"),
-        (2, "127.0.0.1", [b"203.0.113.9"], "unknown"),
+        # fewer hops than proxies: the farthest counts; who makes a proxy drop the header gains nothing
+        (2, "127.0.0.1", [b"203.0.113.9"], "203.0.113.9"),
+        (5, "127.0.0.1", [b"203.0.113.9, 203.0.113.8"], "203.0.113.9"),
+        (0, "127.0.0.1", [], "127.0.0.1"),
         (1, "127.0.0.1", [], "unknown"),
         (1, "127.0.0.1", [b"garbage"], "unknown"),
         (1, "203.0.113.9", None, "203.0.113.9"),

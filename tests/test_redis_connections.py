@@ -1,4 +1,4 @@
-"""The ways in which Synapse may reach Redis: whatever homeserver.yaml says of it holds for sessions and wake-ups, too."""
+"""The ways in which Synapse may reach Redis: what homeserver.yaml says of it holds for sessions and wake-ups, too."""
 
 import json
 import pathlib

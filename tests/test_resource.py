@@ -542,7 +542,7 @@ class StartTestCase(HomeserverTestCase):
         )
         self.assertIn("; sessions in the memory of this process; ", line)
         self.assertIn("; a GET may wait 10 s, 0 s unasked, 2000 at once; ", line)
-        self.assertIn("a client may have 100 sessions (2 while 80% of all are taken) and 200 waiting, create 40 at once", line)
+        self.assertIn("a client may have 100 sessions (2 while 80% of all are taken) and 200 waiting, create 40", line)
         self.assertIn("127.0.0.0/8", line)
 
     def test_redis_that_is_not_there(self) -> None:
