@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint format bench bench-stores package test-oldest clean
+.PHONY: run test lint format bench bench-stores bench-waiting package test-oldest clean
 
 run: .venv/run ## Start a throw-away homeserver and play a rendezvous. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
@@ -27,6 +27,9 @@ bench: .venv/dev ## Compare with a bare Twisted resource in the same Synapse; ne
 
 bench-stores: .venv/dev ## Compare sessions in Redis with sessions in memory, in the same Synapse; needs wrk and redis-server.
 	$(BIN)/python benchmarks/compare_stores.py $(ARGS)
+
+bench-waiting: .venv/dev ## Compare waiting with polling; needs redis-server.
+	$(BIN)/python benchmarks/waiting.py $(ARGS)
 
 package: .venv/dev ## Build wheel and sdist, install each into an empty environment, and start from it.
 	$(BIN)/python tests/check_package.py

@@ -34,7 +34,14 @@ _UNLIMITED = {"per_second": 1_000_000, "burst_count": 1_000_000}
 def rendezvous(**options: Any) -> dict[str, Any]:
     """Return our item of the `modules` list with these options, and the limits out of the way."""
     per_client = {"max_sessions": 10_000_000, **dict.fromkeys(("create", "read", "write", "miss"), _UNLIMITED)}
-    limits = {"ttl": "1h", "max_sessions": 10_000_000, "max_total_bytes": "16G", "per_client": per_client}
+    limits = {
+        "ttl": "1h",
+        "max_sessions": 10_000_000,
+        "max_total_bytes": "16G",
+        "max_updates": 9_999_999,
+        "per_client": per_client,
+        "per_session": {"read": _UNLIMITED, "write": _UNLIMITED},
+    }
     return {"module": "synapse_rendezvous.RendezvousModule", "config": {**limits, **options}}
 
 

@@ -148,12 +148,12 @@ class Load:
 
     def _clocks(self) -> list[float]:
         """Return the time of day and then each process's, in the order of the fields of `Run`."""
-        return [time.monotonic(), *map(_cpu_seconds, self._processes)]
+        return [time.monotonic(), *map(cpu_seconds, self._processes)]
 
     def _await_pause(self) -> None:
         os.waitid(os.P_PID, self._wrk.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     """Return how long a process has worked so far: utime and stime of proc(5), but in nanoseconds."""
     return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) returns on Linux

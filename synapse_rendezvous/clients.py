@@ -112,9 +112,10 @@ class Clients:
         """Return what an address counts for, and whether it is trusted."""
         if hop == _LOCAL_SOCKET:
             hop = _LOOPBACK
-        with_port = _WITH_PORT.fullmatch(hop)
+        if with_port := _WITH_PORT.fullmatch(hop):
+            hop = str(with_port[1] or with_port[2])
         try:
-            address = ipaddress.ip_address(with_port[1] or with_port[2] if with_port else hop)
+            address = ipaddress.ip_address(hop)
         except ValueError:
             return UNKNOWN, False
         if isinstance(address, ipaddress.IPv6Address):

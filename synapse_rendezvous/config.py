@@ -127,7 +127,7 @@ class RendezvousConfig:
     max_bytes: int = option("max_bytes", size("1", "1M"), "10K")
     max_sessions: int = option("max_sessions", count(1, 10_000_000), 5000)
     max_total_bytes: int = option("max_total_bytes", size("1", "16G"), "50M")
-    max_updates: int = option("max_updates", count(1, 9999), 64)
+    max_updates: int = option("max_updates", count(1, 9_999_999), 64)
     crowded_at: float = option("crowded_at", real(0.1, 1), 0.8)
     dialects: DialectsConfig = subsection("dialects", DialectsConfig())
     per_client: PerClientLimits = subsection("per_client", PerClientLimits())

@@ -113,9 +113,9 @@ class Homeserver:
         subscribe(self._hs, channel, received, subscribed)
 
     def call_later(self, ms: float, function: Callable[[], None]) -> Alarm:
-        """Call a function after so many milliseconds."""
-        alarm: Any = self._api.delayed_background_call(ms, function, desc="synapse_rendezvous_alarm")
-        return alarm  # type: ignore[no-any-return]
+        """Call a function after so many milliseconds, outside of any log context."""
+        # By the reactor, because a background process for each would cost more than the wait that it ends.
+        return self.reactor.callLater(ms / 1000, function)  # type: ignore[no-any-return]
 
     def before_shutdown(self, function: Callable[[], None]) -> None:
         """Call a function when the process is told to end, and let what it answers to clients still be sent."""

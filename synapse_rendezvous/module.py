@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SWEEP_INTERVAL_MS = 10_000
 """How often expired sessions leave memory. None is served in between: each is checked when asked for."""
 
-REREAD_INTERVAL_MS = 5000
+REREAD_INTERVAL_MS = 10_000
 """How often a request that waits looks into Redis by itself: a wake-up may be lost while a connection breaks."""
 
 

@@ -33,7 +33,7 @@ class RedisLink:
     PAUSE_S = 1.0
     """How long no call is made after one has failed."""
 
-    MAX_UNDER_WAY = 1000
+    MAX_UNDER_WAY = 2000
     """How many calls may wait for Redis at once; at a thousand requests a second, one or two do."""
 
     WARNING_INTERVAL_S = 60.0

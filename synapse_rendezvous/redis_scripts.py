@@ -20,7 +20,7 @@ import re
 VALUE = re.compile(
     # The letter keeps Synapse's connection from reading a value as a number.
     rb"r(?P<tag>.{20})(?P<previous_tag>.{20})(?P<last_modified_ms>\d{13})(?P<expires_ms>\d{13})"
-    rb"(?P<updates>\d{4})"
+    rb"(?P<updates>\d{7})"
     # Lengths in front of what has no fixed length; the rest is the payload.
     rb"(?P<client_length>\d{2})",
     re.DOTALL,
@@ -53,9 +53,9 @@ if not value then
 end
 local tag, previous = string.sub(value, 2, 21), string.sub(value, 22, 41)
 local modified = tonumber(string.sub(value, 42, 54))
-local updates = tonumber(string.sub(value, 68, 71))
-local client_end = 73 + tonumber(string.sub(value, 72, 73))
-local client, write = string.sub(value, 74, client_end), string.sub(value, client_end + 1)
+local updates = tonumber(string.sub(value, 68, 74))
+local client_end = 76 + tonumber(string.sub(value, 75, 76))
+local client, write = string.sub(value, 77, client_end), string.sub(value, client_end + 1)
 local size = #write - 3 - tonumber(string.sub(write, 1, 3))
 
 local function has(tags, one)
@@ -143,7 +143,7 @@ end
 
 _STORE = """
 local function store(tag, previous, updates, client, write)
-  local head = string.format('r%s%s%013d%013d%04d%02d%s', tag, previous, now, expires, updates, #client, client)
+  local head = string.format('r%s%s%013d%013d%07d%02d%s', tag, previous, now, expires, updates, #client, client)
   redis.call('SET', session, head .. write)
   redis.call('PEXPIREAT', session, expires)
   return head

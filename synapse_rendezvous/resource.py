@@ -28,7 +28,7 @@ from synapse_rendezvous.errors import (
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
-from synapse_rendezvous.waiting import Waiting
+from synapse_rendezvous.waiting import Place, Waiting
 
 if TYPE_CHECKING:
     from synapse.util.clock import Clock
@@ -182,36 +182,45 @@ class RendezvousResource(DirectServeJsonResource):
             raise NotForDisplay
         known = self._dialect.read_known(headers, request.args)
         wait_ms = self._waiting.wait_ms(request.args.get(b"timeout"))
-        session = await self._store.get(session_id)
-        try:
-            await self._admission.read_session(client, session_id)
-        except LimitExceededError as refusal:
-            raise ReadRefused(refusal, session) from None
-        verdict = known.evaluate(session, safe=True)
-        if verdict is Verdict.NOT_MODIFIED and wait_ms > 0:
-            session, verdict = await self._hold(request, client, session, known, wait_ms)
+        if wait_ms == 0:
+            session, verdict = await self._look(client, session_id, known)
+        else:
+            request.is_render_cancellable = True  # a client that leaves frees its place at once
+            # Register, then read: a write in between is either read, or finds the place.
+            with self._waiting.place(session_id, client) as place:
+                session, verdict = await self._look(client, session_id, known)
+                if place is not None and verdict is Verdict.NOT_MODIFIED:
+                    session, verdict = await self._wait(place, wait_ms, session, known)
         if verdict is Verdict.NOT_MODIFIED:
             return self._dialect.unchanged(session, self._store.now_ms())
         if verdict is Verdict.FAILED:
             raise PreconditionFailed(session)
         return self._dialect.shown(session, self._store.now_ms())
 
-    async def _hold(
-        self, request: SynapseRequest, client: str, session: Session, known: Preconditions, wait_ms: int
+    async def _look(self, client: str, session_id: str, known: Preconditions) -> tuple[Session, Verdict]:
+        """Return the current revision, and what it is to a reader who knows a revision."""
+        session = await self._store.get(session_id)
+        try:
+            await self._admission.read_session(client, session_id)
+        except LimitExceededError as refusal:
+            raise ReadRefused(refusal, session) from None
+        return session, known.evaluate(session, safe=True)
+
+    async def _wait(
+        self, place: Place, wait_ms: int, session: Session, known: Preconditions
     ) -> tuple[Session, Verdict]:
-        """Wait while the reader has the current revision, and return the revision there is then."""
-        request.is_render_cancellable = True  # a client that leaves frees its place at once
-        end_ms = self._store.now_ms() + wait_ms
-        with self._waiting.place(session.id, client) as place:
-            while place is not None and not self._waiting.is_closed:
-                # With the place taken: a write is either read here, or ends the wait.
+        """Return as `_look` does, once the revision is another one or the time is over."""
+        end_ms = self._waiting.end_ms(self._store.now_ms(), wait_ms)
+        verdict = Verdict.NOT_MODIFIED
+        while verdict is Verdict.NOT_MODIFIED and not self._waiting.is_closed:
+            left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
+            if left_ms <= 0:
+                break
+            await place.changed(left_ms)
+            if not self._waiting.is_closed:
                 session = await self._store.get(session.id)
                 verdict = known.evaluate(session, safe=True)
-                left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
-                if verdict is not Verdict.NOT_MODIFIED or left_ms <= 0:
-                    return session, verdict
-                await place.changed(left_ms)
-        return session, Verdict.NOT_MODIFIED
+        return session, verdict
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)

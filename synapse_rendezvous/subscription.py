@@ -13,6 +13,9 @@ from twisted.python.failure import Failure
 
 logger = logging.getLogger(__name__)
 
+RETRY_S = 60
+"""How long after Redis refused the subscription it is asked again."""
+
 
 class _Subscriber(txredisapi.SubscriberProtocol):  # type: ignore[misc]
     factory: "_SubscriberFactory"
@@ -33,7 +36,12 @@ class _Subscriber(txredisapi.SubscriberProtocol):  # type: ignore[misc]
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(txredisapi.ConnectionError):  # of which Synapse's factory tells
-            logger.warning("Redis does not let Synapse subscribe to %s: %s", self.factory.channel, failure.value)
+            logger.warning(
+                "Redis does not let Synapse subscribe to %s, so who waits is not woken by other processes: %s",
+                self.factory.channel,
+                failure.value,
+            )
+            self.factory.call_later(RETRY_S, self.transport.loseConnection)  # to try it on another one
 
 
 class _SubscriberFactory(SynapseRedisFactory):
@@ -53,6 +61,7 @@ class _SubscriberFactory(SynapseRedisFactory):
             **options,
         )
         self.channel = channel
+        self.call_later = hs.get_reactor().callLater
         self.received = received
         self.subscribed = subscribed
 

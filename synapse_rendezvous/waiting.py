@@ -75,6 +75,18 @@ class Waiting:
     MAX_SESSION_WAITING = 4
     """How many may wait for one session: two devices, each with one request more that has lost its connection."""
 
+    WOKEN_TOGETHER = 100
+    """How many are woken at once where all are."""
+
+    WAKE_INTERVAL_MS = 50
+    """How long after them the next ones are."""
+
+    LONG_WAIT_MS = 5000
+    """From how long on a wait may end a little sooner."""
+
+    END_INTERVAL_MS = 500
+    """Long waits end at multiples of this, many at once: that, and what clients ask then, costs half as much."""
+
     def __init__(
         self,
         call_later: CallLater,
@@ -115,6 +127,11 @@ class Waiting:
             raise InvalidTimeout
         return min(int(wanted[0]), self.max_wait_ms)
 
+    def end_ms(self, now_ms: int, wait_ms: int) -> int:
+        """Return when a wait that begins now ends."""
+        end_ms = now_ms + wait_ms
+        return end_ms - end_ms % self.END_INTERVAL_MS if wait_ms >= self.LONG_WAIT_MS else end_ms
+
     @contextmanager
     def place(self, session_id: str, client: str) -> Iterator[Place | None]:
         """Hold a place for a request while a `with` statement lasts; None if there is no room.
@@ -148,14 +165,23 @@ class Waiting:
             place.wake()
 
     def wake_all(self) -> None:
-        """Wake everybody, because what happened meanwhile is not known."""
-        for session_id in tuple(self._places):
-            self.wake(session_id)
+        """Wake everybody, because what happened meanwhile is not known; some at a time, because they will all read."""
+        self._wake_some(self._all())
 
     def close(self) -> None:
         """Let nobody wait any more: all are answered with what they know."""
         self.is_closed = True
-        self.wake_all()
+        for place in self._all():
+            place.wake()
+
+    def _all(self) -> list[Place]:
+        return [place for places in self._places.values() for place in places]
+
+    def _wake_some(self, places: list[Place]) -> None:
+        for place in places[: self.WOKEN_TOGETHER]:
+            place.wake()
+        if rest := places[self.WOKEN_TOGETHER :]:
+            self._call_later(self.WAKE_INTERVAL_MS, lambda: self._wake_some(rest))
 
     def _has_room(self, session_id: str, client: str) -> bool:
         return (

@@ -14,7 +14,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from fetch_synapse_tests import HARNESS
-from stack import UNLIMITED
+from stack import ENDLESS, UNLIMITED
 
 from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
 
@@ -61,7 +61,7 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
         modules=[
             {
                 "module": "synapse_rendezvous.RendezvousModule",
-                "config": {"per_client": UNLIMITED},
+                "config": {"per_client": UNLIMITED, **ENDLESS},
             }
         ],
     )

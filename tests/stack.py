@@ -19,6 +19,9 @@ _RATE = {"per_second": 1_000_000, "burst_count": 1_000_000}
 UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "write": _RATE, "miss": _RATE}
 """A `per_client` section that lets one client do whatever a test does."""
 
+ENDLESS = {"max_updates": 9_999_999, "per_session": {"read": _RATE, "write": _RATE}}
+"""Options that let one session be read and written as often as a test does."""
+
 
 class Program:
     """A program in a process of its own. It can be started again after its end, and its log then goes on.
@@ -192,7 +195,8 @@ class WorkerStack:
         workers: int = 2,
         nginx: bool = False,
     ) -> None:
-        config = {"per_client": UNLIMITED} if config is None else config
+        # The tests ask the processes directly, without a proxy that says for whom.
+        config = {"trusted_proxies": [], **({"per_client": UNLIMITED, **ENDLESS} if config is None else config)}
         self.redis = RedisServer(directory)
         port, replication = free_port(), free_port()
         self.main = ThrowawayHomeserver(

@@ -8,7 +8,7 @@ import random
 from collections import Counter
 
 from conftest import assert_clean
-from stack import UNLIMITED
+from stack import ENDLESS, UNLIMITED
 
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 
@@ -111,7 +111,7 @@ class Client:
 
 def test_random_requests(tmp_path: pathlib.Path) -> None:
     """No answer is a 500, each is well formed, the log stays clean, and the memory comes back."""
-    config = {"ttl": "3s", "per_client": UNLIMITED}
+    config = {"ttl": "3s", "per_client": UNLIMITED, **ENDLESS}
     homeserver = ThrowawayHomeserver(
         tmp_path,
         port=free_port(),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from rendezvous_case import age_by
-from stack import UNLIMITED
+from stack import ENDLESS, UNLIMITED
 from tests.rest.client import test_rendezvous
 
 DIFFERENT = {
@@ -42,6 +42,7 @@ def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> A
                         "ttl": "1m" if dialect == "msc4108" else "2m",
                         "dialects": {"msc3886": {"path": "/_synapse/client/rendezvous_base"}, dialect: options},
                         "per_client": UNLIMITED,
+                        **ENDLESS,
                     },
                 }
             ]
