@@ -84,7 +84,7 @@ class Waiting:
     LONG_WAIT_MS = 5000
     """From how long on a wait may end a little sooner."""
 
-    END_INTERVAL_MS = 500
+    END_INTERVAL_MS = 1000
     """Long waits end at multiples of this, many at once: that, and what clients ask then, costs half as much."""
 
     def __init__(
