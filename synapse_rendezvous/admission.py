@@ -24,7 +24,7 @@ class Admission:
     def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observations: Observations) -> None:
         def limit(name: str, rate: RateLimit) -> Limit:
             ratelimiter = homeserver.ratelimiter(name, per_second=rate.per_second, burst_count=rate.burst_count)
-            return Limit(ratelimiter, rate, lambda: homeserver.steady_ms() / 1000)
+            return Limit(ratelimiter, rate)
 
         self._homeserver = homeserver
         self._observations = observations
@@ -92,7 +92,8 @@ class Admission:
             return await self._homeserver.is_from_user(request)
         return policy == "open"
 
-    # To read or to write takes a session, of which a network has no more than its share. So only the client counts.
+    # Only the client counts for reading and writing: it takes a session, of which networks have no more than their
+    # share, and who asks for none is limited by misses.
 
     async def read(self, client: str) -> None:
         """Admit a GET or HEAD."""
@@ -107,8 +108,15 @@ class Admission:
         await self._spend(self._writes, client, shares(client)[:1])
 
     async def write_session(self, client: str, session_id: str) -> None:
-        """Admit a PUT of a session. To end one is never too often."""
-        await self._spend(self._session_writes, client, ((session_id, 1),))
+        """Admit a PUT of a session, whether or not it exists. To end one is never too often."""
+        try:
+            await self._session_writes.check(session_id)
+        except LimitExceededError as refusal:
+            self.refuse(refusal, client)
+
+    def written(self, session_id: str) -> None:
+        """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""
+        self._session_writes.record(session_id)
 
     async def miss(self, client: str) -> None:
         """Count a request for a session that is not there. Only misses are refused: what a client finds, it gets."""
@@ -116,7 +124,9 @@ class Admission:
 
     def refuse(self, refusal: LimitExceededError, client: str) -> None:
         """Count a refusal, and raise it; unless the operator only observes, and it is not the server that is full."""
-        self._observations.refused(refusal.limiter_name.removeprefix(LIMITER_PREFIX), client)
+        # The widest network, which is what an operator can do something about.
+        widest = [name for name, _ in shares(client)][-1:] or [client]
+        self._observations.refused(refusal.limiter_name.removeprefix(LIMITER_PREFIX), *widest)
         is_for_server = isinstance(refusal, StoreFull) and not refusal.is_for_client
         if is_for_server or not self._observe:
             raise refusal

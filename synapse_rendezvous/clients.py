@@ -91,8 +91,8 @@ class Clients:
             return UNKNOWN if self._trusted and not forwarded else self._read_bounded(hop)[0]
         client, is_trusted = UNKNOWN, True
         hops = self._hops(peer, forwarded)
-        while is_trusted and (hop := next(hops, None)) is not None:
-            client, is_trusted = self._read_bounded(hop)
+        while is_trusted and (nearest := next(hops, None)) is not None:
+            client, is_trusted = self._read_bounded(nearest)
         # A trusted proxy that does not say for whom it asks: it could be for anybody.
         return UNKNOWN if is_trusted and not forwarded else client
 

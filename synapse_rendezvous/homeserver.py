@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from synapse.api.auth.base import BaseAuth as Auth
 from synapse.api.errors import SynapseError
@@ -53,6 +53,18 @@ def forwarded_for(request: SynapseRequest) -> Sequence[bytes] | None:
 def peer_address(request: SynapseRequest) -> str | None:
     """Return the address at the other end of the connection; None if it has none, as a unix socket."""
     return getattr(request.client, "host", None)
+
+
+class SteadyClock:
+    """As much of Synapse's clock as a rate limiter asks for, by a clock that nobody sets."""
+
+    def time(self) -> float:
+        """Tell the time in seconds; only differences mean something."""
+        return Homeserver.steady_ms() / 1000
+
+    def time_msec(self) -> int:
+        """Tell it in milliseconds."""
+        return Homeserver.steady_ms()
 
 
 class RedisConnection(Protocol):
@@ -138,12 +150,15 @@ class Homeserver:
         return ports.get(True, ports.get(False))
 
     def ratelimiter(self, name: str, *, per_second: float, burst_count: int) -> Ratelimiter:
-        """Return a new limiter of Synapse's; make each once, because it sweeps itself for ever."""
-        return Ratelimiter(
+        """Return a new limiter of Synapse's, by steady time; make each once, because it sweeps itself for ever."""
+        ratelimiter = Ratelimiter(
             store=self._hs.get_datastores().main,
             clock=self.clock,
             cfg=RatelimitSettings(key=LIMITER_PREFIX + name, per_second=per_second, burst_count=burst_count),
         )
+        # It asks for the time here. If the clock were set back, it would refuse everybody it knows until then.
+        ratelimiter.clock = cast(Any, SteadyClock())
+        return ratelimiter
 
     async def user_of(self, request: SynapseRequest) -> Requester:
         """Return who sent a request; ask once a request at most.

@@ -1,6 +1,6 @@
 """How often something may be done: Synapse's rate limiter, for clients and the networks around them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 
 from synapse.api.ratelimiting import Ratelimiter
 
@@ -13,7 +13,6 @@ class Limit:
     Args:
         ratelimiter: Synapse's; nobody else uses it.
         rate: how often one may do it.
-        now_s: tells the time in seconds.
     """
 
     MAX_KEYS = 5000
@@ -22,30 +21,48 @@ class Limit:
     OTHERS = ("others", 100)
     """Those who come when so many are remembered share one limit: that of as many clients."""
 
-    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, now_s: Callable[[], float]) -> None:
+    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit) -> None:
         self._ratelimiter = ratelimiter
         self._rate = rate
-        self._now_s = now_s
 
-    async def spend(self, keys: Iterable[tuple[str, int]], pause_s: float | None = None) -> None:
+    async def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
         """Count one action.
 
         Args:
-            keys: for whom it counts, and how many times the rate each may have.
+            keys: for whom it counts, and how many times the rate each may have; the widest network last.
             pause_s: how long the answer to a refusal is held back, which slows down who asks in a loop.
 
         Raises:
             LimitExceededError: one of them did it too often.
         """
+        # From the widest network inwards: what that is refused, takes no place in the table.
+        for key, share in reversed(keys):
+            await self._ask(key, share, pause_s)
+
+    async def check(self, key: str) -> None:
+        """Count nothing.
+
+        Raises:
+            LimitExceededError: it was done too often.
+        """
+        await self._ask(key, 1, update=False)
+
+    def record(self, key: str) -> None:
+        """Count one action that was done."""
+        key, _ = self._known(key, 1)
+        self._ratelimiter.record_action(None, key=key)
+
+    def _known(self, key: str, share: int) -> tuple[str, int]:
         known = self._ratelimiter.actions
-        for key, share in keys:
-            if key not in known and len(known) >= self.MAX_KEYS:
-                key, share = self.OTHERS
-            await self._ratelimiter.ratelimit(
-                None,
-                key=key,
-                rate_hz=self._rate.per_second * share,
-                burst_count=self._rate.burst_count * share,
-                pause=pause_s,
-                _time_now_s=self._now_s(),
-            )
+        return (key, share) if key in known or len(known) < self.MAX_KEYS else self.OTHERS
+
+    async def _ask(self, key: str, share: int, pause_s: float | None = None, *, update: bool = True) -> None:
+        key, share = self._known(key, share)
+        await self._ratelimiter.ratelimit(
+            None,
+            key=key,
+            rate_hz=self._rate.per_second * share,
+            burst_count=self._rate.burst_count * share,
+            update=update,
+            pause=pause_s,
+        )

@@ -1,4 +1,4 @@
-"""The Twisted resource: which operation a request asks for, and the one place where answers are written."""
+"""The Twisted resource: which operation a request asks for."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import IO, TYPE_CHECKING
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
-from synapse.http.server import HTTP_STATUS_REQUEST_CANCELLED, finish_request
+from synapse.http.server import HTTP_STATUS_REQUEST_CANCELLED
 from synapse.http.site import SynapseRequest
 from synapse.logging.context import set_current_context
 from synapse.module_api import DirectServeJsonResource
@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.clients import EXEMPT
 from synapse_rendezvous.coroutines import Begun
-from synapse_rendezvous.dialects import Dialect, Response
+from synapse_rendezvous.dialects import Dialect, Response, json_response
 from synapse_rendezvous.errors import (
     MethodNotAllowed,
     NotForDisplay,
@@ -29,22 +29,14 @@ from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
 from synapse_rendezvous.waiting import Place, Waiting
+from synapse_rendezvous.writing import write
 
 if TYPE_CHECKING:
     from synapse.util.clock import Clock
 
 logger = logging.getLogger(__name__)
 
-# On every answer, errors included. What each is for: docs/protocol.md.
-_COMMON_HEADERS = (
-    (b"Cache-Control", (b"no-store, no-transform",)),
-    (b"Pragma", (b"no-cache",)),
-    (b"Access-Control-Allow-Origin", (b"*",)),
-    (b"Access-Control-Expose-Headers", (b"ETag, Location, X-Max-Bytes, Retry-After",)),
-    (b"Cross-Origin-Resource-Policy", (b"same-origin",)),
-    (b"X-Content-Type-Options", (b"nosniff",)),
-    (b"Content-Security-Policy", (b"sandbox; default-src 'none'; frame-ancestors 'none'",)),
-)
+_DEFECT = json_response(500, {"errcode": Codes.UNKNOWN, "error": "Internal server error"})
 
 
 class RendezvousResource(DirectServeJsonResource):
@@ -118,19 +110,26 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _respond(self, request: SynapseRequest) -> None:
         try:
-            response = await self._answer(request)
-        except SynapseError as error:
-            if isinstance(error, LimitExceededError) and error.pause:
-                await self._sleep(error.pause)
-            response = self._dialect.failed(error)
+            response = await self._answer_or_error(request)
         except Exception as error:
             if isinstance(error, CancelledError) and request._disconnected:
                 request.setResponseCode(HTTP_STATUS_REQUEST_CANCELLED)  # for the log: the client has left
                 return
             # Not the path: it holds the id. The log context names the request.
             logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
-            response = self._dialect.failed(SynapseError(500, "Internal server error", Codes.UNKNOWN))
-        self._write(request, response)
+            response = _DEFECT
+        write(request, response)
+
+    async def _answer_or_error(self, request: SynapseRequest) -> Response:
+        try:
+            return await self._answer(request)
+        except SynapseError as error:
+            if isinstance(error, LimitExceededError) and error.pause:
+                await self._sleep(error.pause)
+            response = self._dialect.failed(error)
+            # Else it and its frames hold each other until garbage is collected; in a flood everybody waits for that.
+            error.__traceback__ = error.__context__ = None
+            return response
 
     async def _answer(self, request: SynapseRequest) -> Response:
         client = self._admission.client(request)
@@ -163,13 +162,13 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _create(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
-        write = self._dialect.read_create(request.requestHeaders, _content(request))
+        wanted = self._dialect.read_create(request.requestHeaders, _content(request))
         session_id = self._dialect.id_prefix + new_random_id()
         try:
-            session = await self._store.create(session_id, write, client)
+            session = await self._store.create(session_id, wanted, client)
         except StoreFull as full:
             self._admission.refuse(full, client)
-            session = await self._store.create(session_id, write, EXEMPT)  # the operator only observes
+            session = await self._store.create(session_id, wanted, EXEMPT)  # the operator only observes
         return self._dialect.created(session, self._store.now_ms())
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
@@ -224,13 +223,14 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         await self._admission.write(client)
-        write, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
+        wanted, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
         await self._admission.write_session(client, session_id)
         try:
-            session = await self._store.replace(session_id, write, preconditions)
+            session = await self._store.replace(session_id, wanted, preconditions)
         except StoreFull as full:
             self._admission.refuse(full, client)
             raise
+        self._admission.written(session_id)
         self._waiting.wake(session_id)
         return self._dialect.updated(session)
 
@@ -239,20 +239,6 @@ class RendezvousResource(DirectServeJsonResource):
         await self._store.delete(session_id, self._dialect.read_conditions(request.requestHeaders))
         self._waiting.wake(session_id)
         return self._dialect.deleted()
-
-    def _write(self, request: SynapseRequest, response: Response) -> None:
-        request.setResponseCode(response.code)
-        if request._disconnected:
-            return
-        set_raw_headers = request.responseHeaders.setRawHeaders
-        for name, values in _COMMON_HEADERS:
-            set_raw_headers(name, values)
-        for name, value in response.headers:
-            set_raw_headers(name, (value,))
-        if response.body is not None:
-            set_raw_headers(b"Content-Length", (b"%d" % len(response.body),))
-            request.write(response.body)
-        finish_request(request)
 
 
 def _content(request: SynapseRequest) -> IO[bytes]:

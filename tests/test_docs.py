@@ -118,7 +118,7 @@ def test_layers() -> None:
         ["resource"],
         ["redis_store"],
         ["admission", "msc4108", "redis_link", "redis_scripts", "waiting"],
-        ["homeserver", "msc3886", "msc4388", "store", "subscription", "limits", "observations"],
+        ["homeserver", "msc3886", "msc4388", "store", "subscription", "limits", "observations", "writing"],
         ["dialects", "errors"],
         ["preconditions"],
         ["session", "config", "clients", "coroutines"],
