@@ -1,5 +1,7 @@
 """Who may do what and how often: the creation policy, limits for clients and sessions, addresses that are denied."""
 
+import contextlib
+
 from synapse.api.errors import LimitExceededError
 from synapse.http.site import SynapseRequest
 
@@ -114,9 +116,10 @@ class Admission:
         except LimitExceededError as refusal:
             self.refuse(refusal, client)
 
-    def written(self, session_id: str) -> None:
+    async def written(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""
-        self._session_writes.record(session_id)
+        with contextlib.suppress(LimitExceededError):  # others were done meanwhile
+            await self._session_writes.spend(((session_id, 1),))
 
     async def miss(self, client: str) -> None:
         """Count a request for a session that is not there. Only misses are refused: what a client finds, it gets."""

@@ -47,17 +47,10 @@ class Limit:
         """
         await self._ask(key, 1, update=False)
 
-    def record(self, key: str) -> None:
-        """Count one action that was done."""
-        key, _ = self._known(key, 1)
-        self._ratelimiter.record_action(None, key=key)
-
-    def _known(self, key: str, share: int) -> tuple[str, int]:
-        known = self._ratelimiter.actions
-        return (key, share) if key in known or len(known) < self.MAX_KEYS else self.OTHERS
-
     async def _ask(self, key: str, share: int, pause_s: float | None = None, *, update: bool = True) -> None:
-        key, share = self._known(key, share)
+        known = self._ratelimiter.actions
+        if key not in known and len(known) >= self.MAX_KEYS:
+            key, share = self.OTHERS
         await self._ratelimiter.ratelimit(
             None,
             key=key,

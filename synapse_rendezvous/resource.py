@@ -230,8 +230,8 @@ class RendezvousResource(DirectServeJsonResource):
         except StoreFull as full:
             self._admission.refuse(full, client)
             raise
-        self._admission.written(session_id)
         self._waiting.wake(session_id)
+        await self._admission.written(session_id)
         return self._dialect.updated(session)
 
     async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from synapse.logging.context import PreserveLoggingContext, make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
+from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import InvalidTimeout
 from synapse_rendezvous.homeserver import Alarm
 
@@ -187,6 +188,6 @@ class Waiting:
         return (
             not self.is_closed
             and self._count < self._max_waiting
-            and self._clients[client] < self._max_client_waiting
+            and (not shares(client) or self._clients[client] < self._max_client_waiting)
             and len(self._places.get(session_id, ())) < self.MAX_SESSION_WAITING
         )

@@ -195,7 +195,11 @@ class WaitingTestCase(HoldingTestCase):
 class BoundsTestCase(HoldingTestCase):
     """With room for few."""
 
-    options: ClassVar[dict[str, Any]] = {"long_poll": {"max_waiting": 3}, "per_client": {"max_waiting": 2}}
+    options: ClassVar[dict[str, Any]] = {
+        "long_poll": {"max_waiting": 3},
+        "per_client": {"max_waiting": 2},
+        "exempt": ["198.51.100.0/24"],
+    }
 
     def test_bounds(self) -> None:
         """Two wait of one client, three in all; more are answered at once, until there are places again."""
@@ -210,6 +214,12 @@ class BoundsTestCase(HoldingTestCase):
             self.reactor.advance(10)
             for channel in held:
                 self.answer(channel, 304)
+
+    def test_exempt(self) -> None:
+        """The bound for one client does not hold for those that no such limit holds for; that of all does."""
+        held = [self.hold(*self.create(), client_ip="198.51.100.1") for _ in range(4)]
+        self.assertEqual([False, False, False, True], [channel.is_finished() for channel in held])
+        self.reactor.advance(10)
 
 
 class DefaultWaitTestCase(HoldingTestCase):
