@@ -70,7 +70,7 @@ class RendezvousModule:
             api.register_web_resource(options.path, resource)
             _warn_of_path(dialect, options)
         if store.changes_channel is None and homeserver.has_workers:
-            _warn_of_memory([options.path for options, _ in dialects], api.worker_name, homeserver.port())
+            _warn_of_memory(sorted(options.path for options, _ in dialects), api.worker_name, homeserver.port())
         mounted = (
             f"{dialect.name} at {options.path} (creation {options.create_policy})" for options, dialect in dialects
         )
