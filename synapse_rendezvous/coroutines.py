@@ -21,6 +21,9 @@ class Begun:
             try:
                 try:
                     result = yield self._awaited
+                except GeneratorExit:  # nobody awaits it any more
+                    self._coroutine.close()
+                    raise
                 except BaseException as error:  # whatever it is, it is the coroutine's
                     self._awaited = self._coroutine.throw(error)
                 else:

@@ -800,6 +800,8 @@ class ModelTestCase(RendezvousTestCase):
 
     def play(self, stores: MemoryStores | RedisStores) -> None:
         gc.enable()  # which Synapse's harness has switched off; it collects after a test
+        self.addCleanup(gc.disable)
+        self.addCleanup(gc.collect)
         met: Counter[str] = Counter()
         run_state_machine_as_test(
             lambda: Machine(self, stores, met),  # type: ignore[arg-type]
