@@ -1,6 +1,7 @@
 """Who may do what and how often: the creation policy, limits for clients and sessions, addresses that are denied."""
 
 import contextlib
+from collections.abc import Awaitable
 
 from synapse.api.errors import LimitExceededError
 from synapse.http.site import SynapseRequest
@@ -75,13 +76,10 @@ class Admission:
         """
         if policy == "closed":
             raise CreationForbidden
-        await self._spend(self._creates, client, shares(client), CREATE_PAUSE_S)
+        await self._admit(self._creates.spend(shares(client), CREATE_PAUSE_S), client)
         if policy == "authenticated":
             user = await self._homeserver.user_of(request)
-            try:
-                await self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S)
-            except LimitExceededError as refusal:
-                self.refuse(refusal, client)
+            await self._admit(self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S), client)
         self._observations.created(client)
 
     async def may_create(self, request: SynapseRequest, policy: str) -> bool:
@@ -99,22 +97,19 @@ class Admission:
 
     async def read(self, client: str) -> None:
         """Admit a GET or HEAD."""
-        await self._spend(self._reads, client, shares(client)[:1])
+        await self._admit(self._reads.spend(shares(client)[:1]), client)
 
     async def read_session(self, client: str, session_id: str) -> None:
         """Admit a GET or HEAD of a session that exists."""
-        await self._spend(self._session_reads, client, ((session_id, 1),))
+        await self._admit(self._session_reads.spend(((session_id, 1),)), client)
 
     async def write(self, client: str) -> None:
         """Admit a PUT or DELETE."""
-        await self._spend(self._writes, client, shares(client)[:1])
+        await self._admit(self._writes.spend(shares(client)[:1]), client)
 
     async def write_session(self, client: str, session_id: str) -> None:
         """Admit a PUT of a session, whether or not it exists. To end one is never too often."""
-        try:
-            await self._session_writes.check(session_id)
-        except LimitExceededError as refusal:
-            self.refuse(refusal, client)
+        await self._admit(self._session_writes.check(session_id), client)
 
     async def written(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""
@@ -123,7 +118,7 @@ class Admission:
 
     async def miss(self, client: str) -> None:
         """Count a request for a session that is not there. Only misses are refused: what a client finds, it gets."""
-        await self._spend(self._misses, client, shares(client))
+        await self._admit(self._misses.spend(shares(client)), client)
 
     def refuse(self, refusal: LimitExceededError, client: str) -> None:
         """Count a refusal, and raise it; unless the operator only observes, and it is not the server that is full."""
@@ -134,10 +129,8 @@ class Admission:
         if is_for_server or not self._observe:
             raise refusal
 
-    async def _spend(
-        self, limit: Limit, client: str, keys: tuple[tuple[str, int], ...], pause_s: float | None = None
-    ) -> None:
+    async def _admit(self, limiting: Awaitable[None], client: str) -> None:
         try:
-            await limit.spend(keys, pause_s)
+            await limiting
         except LimitExceededError as refusal:
             self.refuse(refusal, client)

@@ -42,15 +42,15 @@ class RedisSessionStore:
 
     async def create(self, session_id: str, write: Write, client: str) -> Session:
         """See `SessionStore.create`."""
-        quotas = self._quotas
+        quotas, stored = self._quotas, _stored(write)
         head = await self._run(
             redis_scripts.CREATE,
             session_id,
-            *(new_tag(), _stored(write), len(write.payload), client.encode("ascii")),
+            *(new_tag(), stored, len(write.payload), client.encode("ascii")),
             *(quotas.ttl_ms, quotas.max_sessions, quotas.max_total_bytes, quotas.max_client_sessions),
             *(quotas.crowded_sessions, quotas.crowded_client_sessions),
         )
-        return _read(session_id, head + _stored(write))
+        return _read(session_id, head + stored)
 
     async def get(self, session_id: str) -> Session:
         """See `SessionStore.get`."""
@@ -58,14 +58,15 @@ class RedisSessionStore:
 
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """See `SessionStore.replace`."""
+        stored = _stored(write)
         head = await self._run(
             redis_scripts.REPLACE,
             session_id,
-            *(new_tag(), _stored(write), len(write.payload), self._quotas.max_total_bytes, self._quotas.max_updates),
+            *(new_tag(), stored, len(write.payload), self._quotas.max_total_bytes, self._quotas.max_updates),
             *(int(preconditions.repeats_from_any), self.changes_channel.encode("ascii")),
             *_conditions(preconditions),
         )
-        return _read(session_id, head + _stored(write))
+        return _read(session_id, head + stored)
 
     async def delete(self, session_id: str, preconditions: Preconditions) -> None:
         """See `SessionStore.delete`."""
