@@ -16,6 +16,7 @@ import os
 import pathlib
 import random
 import re
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -37,6 +38,8 @@ from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 FLOOD = int(os.environ.get("FLOOD", "1000"))
 FLOOD_S = int(os.environ.get("FLOOD_S", "2"))
 QUIET_S = 1.0
+MOST_SLOWDOWN = 3
+ROUNDS = 5
 LIMITS = RendezvousConfig().per_client
 PATH = "/_synapse/client/rendezvous"
 
@@ -293,29 +296,38 @@ def endure(homeserver: ThrowawayHomeserver, flood: Flood, *, is_slow: bool = Fal
     async def send(flood: Flood) -> Counter[int]:
         return await asyncio.get_running_loop().run_in_executor(sending(), flood.send, port)
 
+    async def endure_once() -> tuple[Counter[int], float, float]:
+        """Return what is to be returned, and how many times as long honest answers took as they may for nothing."""
+        honest.took_s.clear()
+        await asyncio.sleep(QUIET_S)
+        honest.phase, begin_s = "flood", time.monotonic()
+        statuses = await send(flood)
+        took_s = time.monotonic() - begin_s
+        honest.phase = "quiet"
+        await asyncio.sleep(QUIET_S)
+        if not is_slow and honest.p99_ms("flood") > MOST_SLOWDOWN * honest.p99_ms("quiet"):
+            honest.phase = "floor"
+            held_s = CREATE_PAUSE_S * statuses[429] / flood.requests if flood.line == CREATE else 0
+            requests = max(2 * flood.connections, flood.requests // 8)
+            await send(flood._replace(line=NOWHERE, requests=requests, pause_s=held_s))
+            honest.phase = "quiet"
+        rate, memory = sum(statuses.values()) / took_s, resident_bytes(homeserver.pid) / 2**20
+        print(f"{flood.line} from {len(flood.addresses)}: {dict(statuses)}, {rate:.0f}/s; {honest}; {memory:.0f} MiB")
+        return statuses, took_s, honest.p99_ms("flood") / max(honest.p99_ms("quiet"), honest.p99_ms("floor"))
+
     async def endure_it() -> tuple[Counter[int], float]:
         await send(flood._replace(requests=0))  # until the process is there that sends
         connection = await Connection.open(port)
         kept = await connection.ask("POST", PATH, b"kept", X_Forwarded_For="198.51.100.1")
         assert 200 == kept.status
         async with honest.pairing():
-            await asyncio.sleep(QUIET_S)
-            honest.phase, begin_s = "flood", time.monotonic()
-            statuses = await send(flood)
-            took_s = time.monotonic() - begin_s
-            honest.phase = "quiet"
-            await asyncio.sleep(QUIET_S)
-            if not is_slow and honest.p99_ms("flood") > 3 * honest.p99_ms("quiet"):
-                honest.phase = "floor"
-                held_s = CREATE_PAUSE_S * statuses[429] / flood.requests if flood.line == CREATE else 0
-                requests = max(2 * flood.connections, flood.requests // 8)
-                await send(flood._replace(line=NOWHERE, requests=requests, pause_s=held_s))
+            statuses, took_s, slowdown = await endure_once()
+            if slowdown > MOST_SLOWDOWN:  # a machine that does something else meanwhile does not do so each time
+                slowdown = statistics.median([slowdown, *[(await endure_once())[-1] for _ in range(ROUNDS - 1)]])
         path = f"{PATH}/{json.loads(kept.body)['id']}"
         assert (200, b"kept", kept.etag) == await connection.ask("GET", path, X_Forwarded_For="198.51.100.1")
         connection.close()
-        rate, memory = sum(statuses.values()) / took_s, resident_bytes(homeserver.pid) / 2**20
-        print(f"{flood.line} from {len(flood.addresses)}: {dict(statuses)}, {rate:.0f}/s; {honest}; {memory:.0f} MiB")
-        assert honest.p99_ms("flood") <= 3 * max(honest.p99_ms("quiet"), honest.p99_ms("floor"))
+        assert slowdown <= MOST_SLOWDOWN
         return statuses, took_s
 
     return asyncio.run(endure_it())
