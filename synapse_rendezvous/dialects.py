@@ -64,8 +64,13 @@ class Dialect(Protocol):
     def is_for_display(self, headers: Headers) -> bool:
         """Whether a browser wants the payload in order to show or run it, by what it says of the request."""
 
-    def described(self, create_available: bool) -> Response:
-        """Answer a GET of the collection; `create_available`: whether whoever asks may create."""
+    def described(self, create_available: bool, client: str) -> Response:
+        """Answer a GET of the collection.
+
+        Args:
+            create_available: whether whoever asks may create.
+            client: whom the request counts for.
+        """
 
     def created(self, session: Session, now_ms: int) -> Response:
         """Answer a POST."""

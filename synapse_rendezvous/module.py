@@ -2,6 +2,7 @@
 
 import logging
 import math
+import secrets
 from collections.abc import Sequence
 
 import synapse
@@ -54,7 +55,9 @@ class RendezvousModule:
                 tell, interval_ms, desc=f"synapse_rendezvous_{tell.__name__}", run_on_all_instances=True
             )
         admission = Admission(homeserver, config, observations)
-        dialects = _dialects(config, api.public_baseurl.rstrip("/"))
+        dialects = _dialects(
+            config, api.public_baseurl.rstrip("/"), "memory" if store.changes_channel is None else "redis"
+        )
         for options, dialect in dialects:
             homeserver.refuse_conflicts(options.path)
             resource = RendezvousResource(
@@ -94,8 +97,9 @@ class RendezvousModule:
         return RendezvousConfig.parse(config)
 
 
-def _dialects(config: RendezvousConfig, base_url: str) -> list[tuple[DialectConfig, Dialect]]:
+def _dialects(config: RendezvousConfig, base_url: str, store: str) -> list[tuple[DialectConfig, Dialect]]:
     """Return the dialects that are enabled."""
+    process = secrets.token_hex(4)
     max_wait_ms = config.long_poll.max_wait_ms
     dialects: list[tuple[DialectConfig, Dialect]] = [
         (
@@ -106,6 +110,8 @@ def _dialects(config: RendezvousConfig, base_url: str) -> list[tuple[DialectConf
                 max_bytes=max_bytes,
                 ttl_ms=config.ttl_ms,
                 max_wait_ms=max_wait_ms,
+                process=process,
+                store=store,
                 strict_etags=config.strict_etags,
             ),
         )

@@ -7,6 +7,7 @@ from synapse.api.errors import SynapseError
 from twisted.web.http_headers import Headers
 
 from synapse_rendezvous import __version__
+from synapse_rendezvous.clients import written
 from synapse_rendezvous.dialects import Fields, Query, Response, error_headers, json_response, revision
 from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
 from synapse_rendezvous.preconditions import Preconditions
@@ -22,6 +23,8 @@ class MSC3886Dialect:
         max_bytes: how long a payload may be.
         ttl_ms: how long a session lives.
         max_wait_ms: how long a GET may be held.
+        process: names this process among those of the homeserver.
+        store: where sessions are kept, `memory` or `redis`.
         strict_etags: compare entity tags by the letter of RFC 9110, without tolerance for what proxies do to them.
     """
 
@@ -39,22 +42,30 @@ class MSC3886Dialect:
     _DOWNLOAD = (b"Content-Disposition", b"attachment")
 
     def __init__(
-        self, *, base_url: str, path: str, max_bytes: int, ttl_ms: int, max_wait_ms: int, strict_etags: bool
+        self,
+        *,
+        base_url: str,
+        path: str,
+        max_bytes: int,
+        ttl_ms: int,
+        max_wait_ms: int,
+        process: str,
+        store: str,
+        strict_etags: bool,
     ) -> None:
         self._url = base_url + path
         self._path = path
         self._max_bytes = max_bytes
         self._tolerant = not strict_etags
-        self._description = json_response(
-            200,
-            {
-                "name": "synapse_rendezvous",
-                "version": __version__,
-                "max_bytes": max_bytes,
-                "ttl_ms": ttl_ms,
-                "max_wait_ms": max_wait_ms,
-            },
-        )
+        self._description = {
+            "name": "synapse_rendezvous",
+            "version": __version__,
+            "max_bytes": max_bytes,
+            "ttl_ms": ttl_ms,
+            "max_wait_ms": max_wait_ms,
+            "process": process,
+            "store": store,
+        }
 
     def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
         """Read a POST; see `Dialect.read_create`."""
@@ -85,9 +96,9 @@ class MSC3886Dialect:
             or headers.hasHeader(b"Service-Worker")
         )
 
-    def described(self, create_available: bool) -> Response:
-        """Say what this is: for the operator who opens the collection in a browser."""
-        return self._description
+    def described(self, create_available: bool, client: str) -> Response:
+        """Say what this is, and who asks: for operators, who see so whether requests arrive here unharmed."""
+        return json_response(200, {**self._description, "client": written(client)})
 
     def created(self, session: Session, now_ms: int) -> Response:
         """Answer a POST, for readers of MSC3886 early (`id`) and late (Location) and of MSC4108 (`url`)."""

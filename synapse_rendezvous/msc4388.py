@@ -64,7 +64,7 @@ class MSC4388Dialect:
             headers.getRawHeaders(name) == [value] for name, value in self._DISPLAY
         )
 
-    def described(self, create_available: bool) -> Response:
+    def described(self, create_available: bool, client: str) -> Response:
         """Answer the discovery."""
         return json_response(200, {"create_available": create_available, "max_wait_ms": self._max_wait_ms})
 

@@ -158,7 +158,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _describe(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.read(client)
-        return self._dialect.described(await self._admission.may_create(request, self._create_policy))
+        return self._dialect.described(await self._admission.may_create(request, self._create_policy), client)
 
     async def _create(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)

@@ -100,7 +100,7 @@ def test_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for field in attr.fields(RendezvousConfig):
         assert f"| `{field.metadata['key']}` |" in readme
-    assert f'"version":"{__version__}","max_bytes":10240,"ttl_ms":300000,"max_wait_ms":10000}}' in readme
+    assert f'"version":"{__version__}","max_bytes":10240,"ttl_ms":300000,"max_wait_ms":10000,"process":"' in readme
 
 
 def test_links() -> None:

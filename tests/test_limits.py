@@ -112,6 +112,7 @@ class AddressesTestCase(RendezvousTestCase):
         """No limit for one client holds for them."""
         for _ in range(10):
             self.create(client_ip=ONE)
+        self.assertEqual("exempt", self.call("GET", "", client_ip=ONE).json_body["client"])
         codes = [self.call("POST", "", b"", client_ip="203.0.113.16").code for _ in range(4)]
         self.assertEqual([200] * 3 + [429], codes)
 

@@ -681,7 +681,16 @@ class Machine(RuleBasedStateMachine):
             assert isinstance(content.pop("error"), str)
         if answer.retry_ms is not None:
             assert abs(answer.retry_ms - content.pop("retry_after_ms")) <= 1
+        if "process" in content:
+            assert re.fullmatch("[0-9a-f]{8}", content.pop("process"))
         return content
+
+    @staticmethod
+    def _written(client: str) -> str:
+        """Return how the description names a client to itself."""
+        if ":" in client:
+            return str(ipaddress.ip_network(f"{client}/64", strict=False))
+        return {EXEMPT: "exempt", UNKNOWN: "unknown"}.get(client, client)
 
     def _content(self, asked: Asked, answer: Answer, code: int) -> tuple[bytes | dict[str, Any] | None, dict[str, str]]:
         """Return the body that is foretold, and the fields that come with it."""
@@ -700,6 +709,7 @@ class Machine(RuleBasedStateMachine):
         if answer.why == "described":
             limits = {"max_bytes": MAX_BYTES if dialect == MSC3886 else 4096, "ttl_ms": TTL_MS}
             about = {"name": "synapse_rendezvous", "version": __version__, **limits}
+            about |= {"store": "memory", "client": self._written(asked.client)}  # the store that the module had made
             return (about if dialect != MSC4388 else {"create_available": True}) | {"max_wait_ms": MAX_WAIT_MS}, in_json
         if dialect == MSC4388 and kept is None:
             return {}, in_json

@@ -135,6 +135,17 @@ class ProtocolTestCase(RendezvousTestCase):
             self.assertEqual("synapse_rendezvous", channel.json_body["name"])
             self.assertEqual((10240, 300_000), (channel.json_body["max_bytes"], channel.json_body["ttl_ms"]))
             self.assertRegex(channel.json_body["version"], r"^\d+\.\d+\.\d+$")
+            self.assertRegex(channel.json_body["process"], "^[0-9a-f]{8}$")
+            self.assertEqual("memory", channel.json_body["store"])
+
+    def test_describe_to_client(self) -> None:
+        """Everybody is told whom their requests count for."""
+        for address, client in (
+            ("203.0.113.9", "203.0.113.9"),
+            ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+            ("/run/synapse.sock", "unknown"),
+        ):
+            self.assertEqual(client, self.call("GET", "", client_ip=address).json_body["client"])
 
     @parameterized.expand(
         [

@@ -91,6 +91,13 @@ def test_round_robin(stack: WorkerStack, path: str) -> None:
         assert f"{session} HTTP/1.1" in worker.log.read_text()
 
 
+def test_processes_are_named(stack: WorkerStack) -> None:
+    """The description tells processes apart, and that they share their sessions."""
+    described = [json.loads(ask(url + path, "GET")[2]) for url in stack.urls for path in (PATH, f"{PATH}/msc4108")]
+    assert len(stack.urls) == len({about["process"] for about in described})
+    assert {"redis"} == {about["store"] for about in described}
+
+
 class Record:
     """What all clients saw together.
 
