@@ -137,6 +137,7 @@ def written(client: str) -> str:
     return client
 
 
+@functools.lru_cache(maxsize=8192)
 def is_private(client: str) -> bool:
     """Whether a client is in a network that is not part of the internet."""
     return client not in (UNKNOWN, EXEMPT, DENIED) and ipaddress.ip_network(written(client)).is_private

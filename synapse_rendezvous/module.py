@@ -1,9 +1,11 @@
 """The Synapse module: reads its options, puts the parts together and mounts them."""
 
+import contextlib
+import functools
 import logging
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import synapse
 from synapse.module_api import ModuleApi
@@ -13,7 +15,9 @@ from synapse_rendezvous import __version__
 from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.config import DialectConfig, RendezvousConfig
 from synapse_rendezvous.dialects import Dialect
+from synapse_rendezvous.errors import StoreUnavailable
 from synapse_rendezvous.homeserver import Homeserver, require_supported
+from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.msc3886 import MSC3886Dialect
 from synapse_rendezvous.msc4108 import MSC4108Dialect
 from synapse_rendezvous.msc4388 import MSC4388Dialect
@@ -25,7 +29,10 @@ from synapse_rendezvous.waiting import Waiting
 logger = logging.getLogger(__name__)
 
 SWEEP_INTERVAL_MS = 10_000
-"""How often expired sessions leave memory. None is served in between: each is checked when asked for."""
+"""How often expired sessions leave a store. None is served in between: each is checked when asked for."""
+
+SWEEP_PAUSE_S = 0.01
+"""How long requests come first, before the next ones leave where many have expired."""
 
 REREAD_INTERVAL_MS = 10_000
 """How often a request that waits looks into Redis by itself: a wake-up may be lost while a connection breaks."""
@@ -44,20 +51,21 @@ class RendezvousModule:
 
     def __init__(self, config: RendezvousConfig, api: ModuleApi) -> None:
         homeserver = Homeserver(api)
-        store = _store(homeserver, config, api)
+        process = api.worker_name or "main"
+        kind = "redis" if homeserver.has_redis and config.store != "memory" else "memory"
+        metrics = Metrics(api.server_name, version=__version__, process=process, store=kind, config=config)
+        observations = Observations(metrics, is_enforced=not config.observe)
+        store = _store(homeserver, config, api, metrics, observations)
         waiting = _waiting(homeserver, config, store.changes_channel)
-        observations = Observations(is_enforced=not config.observe)
-        for tell, interval_ms in (
+        metrics.observe_waiting(waiting.__len__)
+        for look, interval_ms in (
+            (functools.partial(_sweep, store, metrics, api.sleep), SWEEP_INTERVAL_MS),
             (observations.tell_refusals, TELL_INTERVAL_MS),
             (observations.look_at_sources, LOOK_INTERVAL_MS),
         ):
-            api.looping_background_call(
-                tell, interval_ms, desc=f"synapse_rendezvous_{tell.__name__}", run_on_all_instances=True
-            )
+            api.looping_background_call(look, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
         admission = Admission(homeserver, config, observations)
-        dialects = _dialects(
-            config, api.public_baseurl.rstrip("/"), "memory" if store.changes_channel is None else "redis"
-        )
+        dialects = _dialects(config, api.public_baseurl.rstrip("/"), kind)
         for options, dialect in dialects:
             homeserver.refuse_conflicts(options.path)
             resource = RendezvousResource(
@@ -69,6 +77,7 @@ class RendezvousModule:
                 waiting=waiting,
                 admission=admission,
                 create_policy=options.create_policy,
+                metrics=metrics,
             )
             api.register_web_resource(options.path, resource)
             _warn_of_path(dialect, options)
@@ -80,7 +89,7 @@ class RendezvousModule:
         logger.info(
             "synapse_rendezvous %s on %s: %s; sessions in %s; %s",
             __version__,
-            api.worker_name or "main",
+            process,
             ", ".join(mounted),
             "Redis" if store.changes_channel else "the memory of this process",
             config.summary(),
@@ -124,7 +133,9 @@ def _dialects(config: RendezvousConfig, base_url: str, store: str) -> list[tuple
     return [(options, dialect) for options, dialect in dialects if options.enabled]
 
 
-def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> SessionStore:
+def _store(
+    homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi, metrics: Metrics, observations: Observations
+) -> SessionStore:
     quotas = Quotas(
         ttl_ms=config.ttl_ms,
         max_sessions=config.max_sessions,
@@ -141,17 +152,23 @@ def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi) -> 
             ("redis", "enabled"),
         )
     if config.store == "memory" or not homeserver.has_redis:
-        store = MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ms, quotas)
-        api.looping_background_call(
-            store.sweep, SWEEP_INTERVAL_MS, desc="synapse_rendezvous_sweep", run_on_all_instances=True
-        )
-        return store
+        return MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ms, quotas, observations)
     # What they need is there only where Synapse has Redis.
     from synapse_rendezvous.redis_link import RedisLink
     from synapse_rendezvous.redis_store import RedisSessionStore
 
-    link = RedisLink(homeserver.redis(), homeserver.reactor)
-    return RedisSessionStore(link, homeserver.clock.time_msec, server_name=api.server_name, quotas=quotas)
+    link = RedisLink(homeserver.redis(), homeserver.reactor, metrics)
+    return RedisSessionStore(
+        link, homeserver.clock.time_msec, server_name=api.server_name, quotas=quotas, observer=observations
+    )
+
+
+async def _sweep(store: SessionStore, metrics: Metrics, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Let a store forget what has expired, some at a time, and tell what it holds then."""
+    with contextlib.suppress(StoreUnavailable):  # which has been told
+        while not (held := await store.sweep()).is_swept:
+            await sleep(SWEEP_PAUSE_S)
+        metrics.holds(held)
 
 
 def _waiting(homeserver: Homeserver, config: RendezvousConfig, changes_channel: str | None) -> Waiting:

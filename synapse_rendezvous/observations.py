@@ -1,10 +1,12 @@
-"""What is noticed about clients, and told in the log now and then: never once for each request."""
+"""What is noticed about clients and sessions: counted, and told in the log, but never once for each request."""
 
 import logging
 import time
 from collections import Counter
 
-from synapse_rendezvous.clients import is_private, written
+from synapse_rendezvous.clients import UNKNOWN, is_private, written
+from synapse_rendezvous.metrics import Metrics
+from synapse_rendezvous.session import Ended
 
 logger = logging.getLogger(__name__)
 
@@ -14,13 +16,17 @@ TELL_INTERVAL_MS = 60_000
 LOOK_INTERVAL_MS = 600_000
 """How often it is looked where creations come from."""
 
+SHORT_ID = 6
+"""So many characters of an id are logged: enough to find a session again, too few to ask for it."""
+
 _SECONDS_BETWEEN_WARNINGS = 3600
 
 
 class Observations:
-    """Counts what is refused and where creations come from.
+    """Counts what is refused, where creations come from, and how sessions end.
 
     Args:
+        metrics: where it is counted as well.
         is_enforced: whether what is refused is so in fact; else it only would be.
     """
 
@@ -31,7 +37,8 @@ class Observations:
     _ENOUGH_CREATIONS = 20
     _NEARLY_ALL = 0.9
 
-    def __init__(self, *, is_enforced: bool) -> None:
+    def __init__(self, metrics: Metrics, *, is_enforced: bool) -> None:
+        self._metrics = metrics
         self._verb = "refused" if is_enforced else "would have been refused, but for `observe`"
         self._refused: dict[str, Counter[str]] = {}
         self._created: Counter[str] = Counter()
@@ -44,12 +51,32 @@ class Observations:
             limit: which.
             client: whose.
         """
+        self._metrics.refused(limit)
         clients = self._refused.setdefault(limit, Counter())
         clients[self._name(clients, client)] += 1
 
     def created(self, client: str) -> None:
         """Count a creation."""
+        if client == UNKNOWN or is_private(client):
+            self._metrics.created_from_nowhere()
         self._created[self._name(self._created, client)] += 1
+
+    def ended(self, session: Ended) -> None:
+        """Count the end of a session, and log it: one line for its whole life."""
+        self._metrics.ended(session)
+        logger.info(
+            "Session %s... has ended: %s, written %d times%s, %s after %.1f s",
+            session.id[:SHORT_ID],
+            session.outcome,
+            session.updates,
+            "" if session.reads is None else f", read {session.reads} times",
+            session.reason,
+            session.lived_ms / 1000,
+        )
+
+    def repeated(self) -> None:
+        """Count a write that was done before and answered once more."""
+        self._metrics.repeated()
 
     def unknown(self, peer: str | None) -> None:
         """Say, once an hour at most, that a request has no usable client address."""

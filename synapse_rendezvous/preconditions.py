@@ -21,7 +21,7 @@ _OWN_TAG = re.compile(rb'"([0-9a-z]+)"')
 
 # What proxies append to a tag when they compress the payload: nginx and HAProxy weaken the tag, Apache, lighttpd
 # and Caddy add the coding. Our own tags are only [0-9a-z], so what is left is never ambiguous.
-_CODED_TAG = re.compile(rb"(?:W/)?([0-9a-z]+)(?:--gzip|;gzip|-gzip|-br|-zstd|-deflate)?")
+_CODED_TAG = re.compile(rb"(?:W/)?([0-9a-z]+)(--gzip|;gzip|-gzip|-br|-zstd|-deflate)?")
 
 
 class EntityTags(NamedTuple):
@@ -30,10 +30,12 @@ class EntityTags(NamedTuple):
     Attributes:
         any: whether the value is `*`, which every existing session matches.
         tags: the opaque parts of the tags listed.
+        changes: what proxies seem to have done to these since we sent them: `weak`, `suffix`, `unquoted`.
     """
 
     any: bool
     tags: frozenset[bytes]
+    changes: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, lines: Sequence[bytes], *, weak: bool, tolerant: bool) -> "EntityTags":
@@ -50,24 +52,27 @@ class EntityTags(NamedTuple):
         value = b",".join(lines)
         if value.strip(b" \t") == b"*":
             return cls(any=True, tags=frozenset())
-        return cls(any=False, tags=frozenset(_members(value, weak=weak or tolerant, tolerant=tolerant)))
+        members = list(_members(value, weak=weak or tolerant, tolerant=tolerant))
+        return cls(False, frozenset(tag for tag, _ in members), frozenset().union(*(changes for _, changes in members)))
 
     def match(self, tag: bytes) -> bool:
         """Whether a session whose current tag is `tag` is among those named."""
         return self.any or tag in self.tags
 
 
-def _members(value: bytes, *, weak: bool, tolerant: bool) -> Iterator[bytes]:
-    """Yield the opaque part of each member of a list that is one entity tag and nothing else."""
+def _members(value: bytes, *, weak: bool, tolerant: bool) -> Iterator[tuple[bytes, set[str]]]:
+    """Yield the opaque part of each member of a list that is one entity tag and nothing else, and what changed it."""
     for tokens in _between_commas(value):
         if len(tokens) != 1:
             continue
         is_weak, opaque, _ = tokens[0].groups()
-        if tolerant:
-            coded = _CODED_TAG.fullmatch(tokens[0][0] if opaque is None else opaque)
-            opaque = coded[1] if coded else opaque
+        changes = {"weak"} if is_weak else set()
+        if tolerant and (coded := _CODED_TAG.fullmatch(tokens[0][0] if opaque is None else opaque)):
+            changes |= {"unquoted"} if opaque is None else set()
+            changes |= {"suffix"} if coded[2] else set()
+            opaque = coded[1]
         if opaque is not None and (weak or not is_weak):
-            yield opaque
+            yield opaque, changes
 
 
 def _between_commas(value: bytes) -> Iterator[list[re.Match[bytes]]]:
@@ -139,6 +144,15 @@ class Preconditions(NamedTuple):
             _date(headers, b"If-Modified-Since") if if_none_match is None else None,
             _date(headers, b"If-Unmodified-Since") if if_match is None else None,
         )
+
+    @property
+    def changes(self) -> frozenset[str]:
+        """What proxies seem to have done to the tags; see `EntityTags`."""
+        changes: frozenset[str] = frozenset()
+        for tags in (self.if_match, self.if_none_match):
+            if tags is not None and tags.changes:
+                changes |= tags.changes
+        return changes
 
     def evaluate(self, session: Session, *, safe: bool) -> Verdict:
         """Judge the request against the current revision, in the order of RFC 9110 section 13.2.2.

@@ -12,6 +12,7 @@ from twisted.internet.interfaces import IReactorTime
 
 from synapse_rendezvous.errors import StoreUnavailable
 from synapse_rendezvous.homeserver import RedisConnection
+from synapse_rendezvous.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class RedisLink:
     Args:
         connection: reconnects by itself.
         reactor: for the deadlines.
+        metrics: where trouble is counted.
     """
 
     DEADLINE_S = 1.5
@@ -39,8 +41,9 @@ class RedisLink:
     WARNING_INTERVAL_S = 60.0
     """How often trouble is logged."""
 
-    def __init__(self, connection: RedisConnection, reactor: IReactorTime) -> None:
+    def __init__(self, connection: RedisConnection, reactor: IReactorTime, metrics: Metrics) -> None:
         self._connection = connection
+        self._metrics = metrics
         self._reactor = reactor
         self._under_way = 0
         self._down_since_s: float | None = None
@@ -88,15 +91,18 @@ class RedisLink:
         now_s = time.monotonic()
         if self._down_since_s is None:
             self._down_since_s = now_s
+            self._metrics.store_is_down(True)
         self._try_at_s = now_s + self.PAUSE_S
 
     def _up(self) -> None:
         if self._down_since_s is not None:
             logger.info("Redis answers again after %.1f s", time.monotonic() - self._down_since_s)
             self._down_since_s = None
+            self._metrics.store_is_down(False)
 
     def _unavailability(self, reason: str) -> StoreUnavailable:
         self._unavailable += 1
+        self._metrics.store_failed()
         now_s = time.monotonic()
         if now_s >= self._warn_at_s:
             logger.warning(

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from synapse_rendezvous import redis_scripts
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import EntityTags, Preconditions
+from synapse_rendezvous.redis_layout import ABSENT, ANY, HELD, NO_TAG, RECORD, VALUE
 from synapse_rendezvous.redis_link import RedisLink
-from synapse_rendezvous.redis_scripts import ABSENT, ANY, NO_TAG, VALUE
-from synapse_rendezvous.session import Session, Write, new_tag
-from synapse_rendezvous.store import Quotas
+from synapse_rendezvous.session import Ended, Held, Session, Write, new_tag
+from synapse_rendezvous.store import Quotas, SessionObserver
 
 _TAG = re.compile(rb"[0-9a-z]{20}")
 
@@ -24,16 +24,26 @@ class RedisSessionStore:
         now_ms: tells this process's time in milliseconds since the epoch.
         server_name: of the homeserver; several may share a Redis.
         quotas: how much is kept.
+        observer: is told of sessions that end; of each, only one process' is.
     """
 
-    def __init__(self, link: RedisLink, now_ms: Callable[[], int], *, server_name: str, quotas: Quotas) -> None:
+    def __init__(
+        self,
+        link: RedisLink,
+        now_ms: Callable[[], int],
+        *,
+        server_name: str,
+        quotas: Quotas,
+        observer: SessionObserver,
+    ) -> None:
         self._link = link
+        self._observer = observer
         self._local_now_ms = now_ms
         self._ahead_ms = 0
         prefix = f"synapse_rendezvous:{{{server_name}}}:"
-        self._session_prefix = f"{prefix}session:"
+        self._session_prefix = prefix
         self.changes_channel = f"{prefix}changes"
-        self._shared_keys = (f"{prefix}index", f"{prefix}totals")
+        self._shared_keys = (f"{prefix}queue", f"{prefix}totals")
         self._quotas = quotas
 
     def now_ms(self) -> int:
@@ -71,22 +81,41 @@ class RedisSessionStore:
     async def delete(self, session_id: str, preconditions: Preconditions) -> None:
         """See `SessionStore.delete`."""
         channel = self.changes_channel.encode("ascii")
-        await self._run(redis_scripts.DELETE, session_id, channel, *_conditions(preconditions))
+        head = await self._run(redis_scripts.DELETE, session_id, channel, *_conditions(preconditions))
+        session = _read(session_id, head + _stored(Write(b"", b"")))
+        lived_ms = self._quotas.ttl_ms - (session.expires_ms - self.now_ms())
+        self._observer.ended(Ended(session_id, session.updates, None, lived_ms, "deleted"))
+
+    async def sweep(self) -> Held:
+        """See `SessionStore.sweep`."""
+        held = HELD.fullmatch(await self._run(redis_scripts.SWEEP, ""))
+        assert held is not None  # noqa: S101 (the script says nothing else)
+        sessions, total_bytes, clients, over = map(int, held.groups())
+        return Held(sessions, total_bytes, clients, is_swept=not over)
 
     async def _run(self, script: str, session_id: str, *arguments: bytes | int) -> bytes:
         """Run a script and return the value in its answer, or raise what it says instead."""
         keys = (self._session_prefix + session_id, *self._shared_keys)
-        verdict, now_ms, *values = await self._link.run(script, keys, arguments)
+        verdict, now_ms, value, ended = await self._link.run(script, keys, arguments)
         self._ahead_ms = int(now_ms) - self._local_now_ms()
-        # Synapse's connection decodes what is UTF-8; to encode it again gives the same bytes.
-        value = b"".join(value.encode("utf-8") if isinstance(value, str) else value for value in values)
+        for record in ended:
+            self._expired(record)
+        if isinstance(value, str):  # Synapse's connection decodes UTF-8; to encode it again gives the same bytes
+            value = value.encode("utf-8")
         if verdict == "gone":
             raise SessionNotFound
         if verdict == "failed":
             raise PreconditionFailed(_read(session_id, value))
         if verdict == "full":
             raise StoreFull(value.decode("ascii"))
-        return value
+        if verdict == "repeated":
+            self._observer.repeated()
+        return value  # type: ignore[no-any-return]
+
+    def _expired(self, record: str) -> None:
+        known = RECORD.fullmatch(record)
+        if known:  # else another version wrote it
+            self._observer.ended(Ended(known["id"], int(known["updates"]), None, self._quotas.ttl_ms, "expired"))
 
 
 def _stored(write: Write) -> bytes:

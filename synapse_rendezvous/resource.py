@@ -25,6 +25,7 @@ from synapse_rendezvous.errors import (
     SessionNotFound,
     StoreFull,
 )
+from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
@@ -51,6 +52,7 @@ class RendezvousResource(DirectServeJsonResource):
         waiting: who waits for a session to change.
         admission: who may do what.
         create_policy: who may create here: `open`, `authenticated` or `closed`.
+        metrics: where requests are counted.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class RendezvousResource(DirectServeJsonResource):
         waiting: Waiting,
         admission: Admission,
         create_policy: str,
+        metrics: Metrics,
     ) -> None:
         super().__init__(clock=clock)
         self._dialect = dialect
@@ -72,6 +75,7 @@ class RendezvousResource(DirectServeJsonResource):
         self._admission = admission
         self._create_policy = create_policy
         self._sleep = sleep
+        self._metrics = metrics
         self._paths = re.compile(f"{re.escape(path)}(?:/({dialect.id_prefix}{RANDOM_ID})?)?".encode("ascii"))
         self._collection: dict[bytes, Callable[[SynapseRequest, str], Awaitable[Response]]] = {
             b"GET": self._describe,
@@ -118,6 +122,7 @@ class RendezvousResource(DirectServeJsonResource):
             # Not the path: it holds the id. The log context names the request.
             logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
             response = _DEFECT
+        self._metrics.answered(request.method, response.code)
         write(request, response)
 
     async def _answer_or_error(self, request: SynapseRequest) -> Response:
@@ -169,6 +174,7 @@ class RendezvousResource(DirectServeJsonResource):
         except StoreFull as full:
             self._admission.refuse(full, client)
             session = await self._store.create(session_id, wanted, EXEMPT)  # the operator only observes
+        self._metrics.created(self._dialect.name, len(wanted.payload))
         return self._dialect.created(session, self._store.now_ms())
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
@@ -188,7 +194,9 @@ class RendezvousResource(DirectServeJsonResource):
             # Register, then read: a write in between is either read, or finds the place.
             with self._waiting.place(session_id, client) as place:
                 session, verdict = await self._look(client, session_id, known)
-                if place is not None and verdict is Verdict.NOT_MODIFIED:
+                if place is None:
+                    self._metrics.waited("refused")
+                elif verdict is Verdict.NOT_MODIFIED:
                     session, verdict = await self._wait(place, wait_ms, session, known)
         if verdict is Verdict.NOT_MODIFIED:
             return self._dialect.unchanged(session, self._store.now_ms())
@@ -203,6 +211,8 @@ class RendezvousResource(DirectServeJsonResource):
             await self._admission.read_session(client, session_id)
         except LimitExceededError as refusal:
             raise ReadRefused(refusal, session) from None
+        session.reads += 1
+        self._metrics.normalised(known.changes)
         return session, known.evaluate(session, safe=True)
 
     async def _wait(
@@ -210,15 +220,22 @@ class RendezvousResource(DirectServeJsonResource):
     ) -> tuple[Session, Verdict]:
         """Return as `_look` does, once the revision is another one or the time is over."""
         end_ms = self._waiting.end_ms(self._store.now_ms(), wait_ms)
-        verdict = Verdict.NOT_MODIFIED
-        while verdict is Verdict.NOT_MODIFIED and not self._waiting.is_closed:
-            left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
-            if left_ms <= 0:
-                break
-            await place.changed(left_ms)
-            if not self._waiting.is_closed:
-                session = await self._store.get(session.id)
-                verdict = known.evaluate(session, safe=True)
+        verdict, outcome = Verdict.NOT_MODIFIED, "left"
+        try:
+            while verdict is Verdict.NOT_MODIFIED and not self._waiting.is_closed:
+                left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
+                if left_ms <= 0:
+                    break
+                await place.changed(left_ms)
+                if not self._waiting.is_closed:
+                    session = await self._store.get(session.id)
+                    verdict = known.evaluate(session, safe=True)
+            outcome = "timed_out" if verdict is Verdict.NOT_MODIFIED else "changed"
+        except SessionNotFound:
+            outcome = "ended"
+            raise
+        finally:
+            self._metrics.waited(outcome)
         return session, verdict
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
@@ -231,6 +248,8 @@ class RendezvousResource(DirectServeJsonResource):
             self._admission.refuse(full, client)
             raise
         self._waiting.wake(session_id)
+        self._metrics.replaced(session)
+        self._metrics.normalised(preconditions.changes)
         await self._admission.written(session_id)
         return self._dialect.updated(session)
 

@@ -35,9 +35,9 @@ class Write(NamedTuple):
     content_type: bytes
 
 
-@attr.s(auto_attribs=True, frozen=True, slots=True, weakref_slot=False)
+@attr.s(auto_attribs=True, slots=True, weakref_slot=False)
 class Session:
-    """One revision of a session, as it stands in a store.
+    """One revision of a session, as it stands in a store. Nothing in it changes but `reads`.
 
     Attributes:
         id: names it among all sessions; a dialect's prefix and 128 random bits.
@@ -49,6 +49,7 @@ class Session:
         expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
         updates: how often its payload has been replaced.
         client: who created it, as `Clients.name` names clients.
+        reads: how often it has been read, earlier revisions included, as far as this process knows.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Session:
     expires_ms: int
     updates: int
     client: str
+    reads: int = attr.ib(default=0, eq=False)
 
     @classmethod
     def create(cls, session_id: str, write: Write, client: str, now_ms: int, ttl_ms: int) -> "Session":
@@ -88,4 +90,44 @@ class Session:
             expires_ms=self.expires_ms,
             updates=self.updates + 1,
             client=self.client,
+            reads=self.reads,
         )
+
+
+class Ended(NamedTuple):
+    """What is known of a session that has ended.
+
+    Attributes:
+        id: at least its first characters.
+        updates: how often its payload was replaced.
+        reads: how often it was read; None where nobody counts.
+        lived_ms: how long it lived.
+        reason: `deleted` or `expired`.
+    """
+
+    id: str
+    updates: int
+    reads: int | None
+    lived_ms: int
+    reason: str
+
+    @property
+    def outcome(self) -> str:
+        """`paired` if it was ever written to, which by all protocols the second device does first; else `lonely`."""
+        return "paired" if self.updates else "lonely"
+
+
+class Held(NamedTuple):
+    """What a store holds.
+
+    Attributes:
+        sessions: how many.
+        total_bytes: of all payloads together.
+        clients: how many clients have sessions; each IPv6 network that shares counts as well.
+        is_swept: whether nothing of it has expired.
+    """
+
+    sessions: int
+    total_bytes: int
+    clients: int
+    is_swept: bool

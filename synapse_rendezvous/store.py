@@ -1,7 +1,6 @@
 """Where sessions are kept."""
 
-import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,7 +9,7 @@ import attr
 from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import Preconditions, Verdict
-from synapse_rendezvous.session import Session, Write
+from synapse_rendezvous.session import Ended, Held, Session, Write
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -34,6 +33,16 @@ class Quotas:
     max_client_sessions: int
     crowded_sessions: int
     crowded_client_sessions: int
+
+
+class SessionObserver(Protocol):
+    """Is told by a store what nobody asked it for."""
+
+    def ended(self, session: Ended) -> None:
+        """A session was deleted, or has been found expired."""
+
+    def repeated(self) -> None:
+        """A write was not done, because it was before."""
 
 
 class SessionStore(Protocol):
@@ -85,6 +94,12 @@ class SessionStore(Protocol):
             PreconditionFailed: with the current revision, which stays.
         """
 
+    async def sweep(self) -> Held:
+        """Forget up to a hundred sessions that have expired, and return what is held then.
+
+        Nobody is served one of them anyway. This makes room, and tells the observer.
+        """
+
 
 class MemorySessionStore:
     """Keeps sessions in this process.
@@ -93,17 +108,26 @@ class MemorySessionStore:
         now_ms: tells the time in milliseconds since the epoch; it may be set meanwhile.
         steady_ms: tells milliseconds that only go forward, by which sessions age.
         quotas: how much is kept.
+        observer: is told of sessions that end.
     """
+
+    SWEPT_TOGETHER = 100
+    """How many expired sessions are dropped at once where more may wait: all requests wait meanwhile."""
 
     changes_channel = None
 
-    def __init__(self, now_ms: Callable[[], int], steady_ms: Callable[[], int], quotas: Quotas) -> None:
+    def __init__(
+        self, now_ms: Callable[[], int], steady_ms: Callable[[], int], quotas: Quotas, observer: SessionObserver
+    ) -> None:
         self._wall_ms = now_ms
         self._steady_ms = steady_ms
         self._ahead_ms = 0
         self._quotas = quotas
-        # In the order of creation and, since all live equally long, of expiry: replacing a value keeps its place.
+        self._observer = observer
         self._sessions: dict[str, Session] = {}
+        # In the order of creation and, since all live equally long, of expiry; some have been dropped meanwhile. Not
+        # left to the order of the dict, which looks for its first item where all those dropped before once were.
+        self._oldest: deque[str] = deque()
         self._total_bytes = 0
         self._client_sessions: Counter[str] = Counter()
 
@@ -129,6 +153,9 @@ class MemorySessionStore:
         self._require_room(len(write.payload), now_ms)
         session = Session.create(session_id, write, client, now_ms, self._quotas.ttl_ms)
         self._sessions[session_id] = session
+        self._oldest.append(session_id)
+        if len(self._oldest) > 2 * len(self._sessions) + self.SWEPT_TOGETHER:
+            self._oldest = deque(self._sessions)
         self._total_bytes += len(write.payload)
         for name, _ in shares(client):
             self._client_sessions[name] += 1
@@ -144,6 +171,7 @@ class MemorySessionStore:
         session = self._live(session_id, now_ms)
         if preconditions.evaluate(session, safe=False) is Verdict.FAILED:
             if preconditions.repeat(session, write):
+                self._observer.repeated()
                 return session
             raise PreconditionFailed(session)
         if session.updates >= self._quotas.max_updates:
@@ -156,37 +184,48 @@ class MemorySessionStore:
 
     async def delete(self, session_id: str, preconditions: Preconditions) -> None:
         """See `SessionStore.delete`."""
-        session = self._live(session_id, self.now_ms())
+        now_ms = self.now_ms()
+        session = self._live(session_id, now_ms)
         if preconditions.evaluate(session, safe=False) is Verdict.FAILED:
             raise PreconditionFailed(session)
-        self._drop(session)
+        self._drop(session, self._quotas.ttl_ms - (session.expires_ms - now_ms), "deleted")
 
-    def sweep(self) -> None:
-        """Drop the sessions that have expired."""
-        self._sweep(self.now_ms())
+    async def sweep(self) -> Held:
+        """See `SessionStore.sweep`."""
+        may_be_more = self._sweep(self.now_ms())
+        return Held(len(self._sessions), self._total_bytes, len(self._client_sessions), is_swept=not may_be_more)
 
     def _live(self, session_id: str, now_ms: int) -> Session:
         session = self._sessions.get(session_id)
         if session is None:
             raise SessionNotFound
         if session.expires_ms <= now_ms:
-            self._drop(session)
+            self._expire(session)
             raise SessionNotFound
         return session
 
-    def _drop(self, session: Session) -> None:
+    def _expire(self, session: Session) -> None:
+        self._drop(session, self._quotas.ttl_ms, "expired")
+
+    def _drop(self, session: Session, lived_ms: int, reason: str) -> None:
         del self._sessions[session.id]
         self._total_bytes -= len(session.payload)
         for name, _ in shares(session.client):
             self._client_sessions[name] -= 1
             if not self._client_sessions[name]:
                 del self._client_sessions[name]
+        self._observer.ended(Ended(session.id, session.updates, session.reads, lived_ms, reason))
 
-    def _sweep(self, now_ms: int) -> None:
-        # The oldest come first, so this ends at the first that is still alive: its cost is that of what it drops.
-        expired = list(itertools.takewhile(lambda session: session.expires_ms <= now_ms, self._sessions.values()))
-        for session in expired:
-            self._drop(session)
+    def _sweep(self, now_ms: int) -> bool:
+        """Forget the oldest hundred of those that are over; say whether it was so many that more may be."""
+        for _ in range(self.SWEPT_TOGETHER):
+            session = self._sessions.get(self._oldest[0]) if self._oldest else None
+            if not self._oldest or (session is not None and session.expires_ms > now_ms):
+                return False  # what comes behind it lives longer
+            self._oldest.popleft()
+            if session is not None:
+                self._expire(session)
+        return True
 
     def _require_place(self, client: str, now_ms: int) -> None:
         """Raise StoreFull unless there may be one session more, and one more of this client."""
@@ -205,7 +244,10 @@ class MemorySessionStore:
             raise StoreFull("max_total_bytes")
 
     def _makes(self, room: Callable[[], bool], now_ms: int) -> bool:
-        """Whether there is room, once the expired have made some."""
-        if not room():
-            self._sweep(now_ms)
-        return room()
+        """Whether there is room, once as many of the expired are dropped as it takes."""
+        may_make = True
+        while not room():
+            if not may_make:
+                return False
+            may_make = self._sweep(now_ms)
+        return True

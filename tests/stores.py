@@ -9,9 +9,12 @@ import attr
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
+from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.homeserver import RedisConnection
+from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.redis_link import RedisLink
 from synapse_rendezvous.redis_store import RedisSessionStore
+from synapse_rendezvous.session import Ended
 from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
 
 TTL_MS = 300_000
@@ -59,11 +62,25 @@ class Time:
         return self.now_ms
 
 
-class Held(NamedTuple):
+class Observer:
+    """Remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Ended] = []
+        self.repeats = 0
+
+    def ended(self, session: Ended) -> None:
+        self.sessions.append(session)
+
+    def repeated(self) -> None:
+        self.repeats += 1
+
+
+class Account(NamedTuple):
     """What a store keeps account of; what has expired and was not yet swept, too.
 
     Attributes:
-        sizes: bytes of payload by session.
+        sizes: bytes of payload by the first characters of a session's id.
         total_bytes: of all payloads together.
         client_sessions: how many sessions each client has.
     """
@@ -85,14 +102,15 @@ class MemoryStores:
 
     def make(self, **quotas: int) -> SessionStore:
         """Return a new store that is empty."""
-        self._store = MemorySessionStore(self._time, self._time, quotas_of(quotas))
+        self.observer = Observer()
+        self._store = MemorySessionStore(self._time, self._time, quotas_of(quotas), self.observer)
         return self._store
 
-    def held(self) -> Held:
+    def account(self) -> Account:
         """Return what the last store keeps account of."""
         store = self._store
-        sizes = {session.id: len(session.payload) for session in store._sessions.values()}
-        return Held(sizes, store.total_bytes, dict(store._client_sessions))
+        sizes = {session.id[:6]: len(session.payload) for session in store._sessions.values()}
+        return Account(sizes, store.total_bytes, dict(store._client_sessions))
 
 
 class SetTime:
@@ -131,18 +149,21 @@ class RedisStores:
     def make(self, **quotas: Any) -> SessionStore:
         """Return a new store, on an emptied Redis."""
         self.ask("flushdb")
-        return redis_store(SetTime(self._connection, self._time), self._time, **quotas)
+        self.observer = Observer()
+        return redis_store(SetTime(self._connection, self._time), self._time, observer=self.observer, **quotas)
 
-    def held(self) -> Held:
+    def account(self) -> Account:
         """Return what is kept account of in Redis."""
         prefix = f"synapse_rendezvous:{{{SERVER_NAME}}}:"
         sizes = {}
-        for member in self.ask("zrange", f"{prefix}index", 0, -1):
-            size, _, session_id = member.split(" ")
-            sizes[session_id] = int(size)
+        for record in filter(None, self.ask("lrange", f"{prefix}queue", 0, -1)):
+            _, size, _, _, short_id = record.split(" ")
+            sizes[short_id] = int(size)
         totals: dict[str, int] = Counter(self.ask("hgetall", f"{prefix}totals"))
         total_bytes = totals.pop("bytes", 0)
-        return Held(sizes, total_bytes, dict(totals))
+        totals.pop("left", None)
+        assert len(sizes) == totals.pop("sessions", 0)
+        return Account(sizes, total_bytes, dict(totals))
 
     def ask(self, command: str, *arguments: Any) -> Any:
         """Return the answer to a command, as txredisapi gives it."""
@@ -154,7 +175,19 @@ class RedisStores:
 
 
 def redis_store(
-    connection: RedisConnection, now_ms: Callable[[], int], *, server_name: str = SERVER_NAME, **quotas: Any
+    connection: RedisConnection,
+    now_ms: Callable[[], int],
+    *,
+    server_name: str = SERVER_NAME,
+    observer: Observer | None = None,
+    **quotas: Any,
 ) -> RedisSessionStore:
     """Return a store on a connection."""
-    return RedisSessionStore(RedisLink(connection, reactor), now_ms, server_name=server_name, quotas=quotas_of(quotas))
+    metrics = Metrics(server_name, version="0", process="main", store="redis", config=RendezvousConfig())
+    return RedisSessionStore(
+        RedisLink(connection, reactor, metrics),
+        now_ms,
+        server_name=server_name,
+        quotas=quotas_of(quotas),
+        observer=observer or Observer(),
+    )

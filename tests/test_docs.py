@@ -119,7 +119,7 @@ def test_layers() -> None:
         ["redis_store"],
         ["admission", "msc4108", "redis_link", "redis_scripts", "waiting"],
         ["homeserver", "msc3886", "msc4388", "store", "subscription", "limits", "observations", "writing"],
-        ["dialects", "errors"],
+        ["dialects", "errors", "metrics", "redis_layout"],
         ["preconditions"],
         ["session", "config", "clients", "coroutines"],
         ["options"],

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import txredisapi
+from prometheus_client import REGISTRY
 from stack import RedisServer
-from stores import TTL_MS, redis_store, result
+from stores import SERVER_NAME, TTL_MS, redis_store, result
 from twisted.internet.defer import Deferred, DeferredList
 
 from synapse_rendezvous.errors import SessionNotFound, StoreFull, StoreUnavailable
@@ -88,6 +89,13 @@ def create(store: RedisSessionStore, write: Write = HELLO) -> Session:
     return result(store.create(new_random_id(), write, CLIENT))
 
 
+def sample(name: str) -> float:
+    """Return what Prometheus would be told."""
+    value = REGISTRY.get_sample_value(f"synapse_rendezvous_{name}", {"server_name": SERVER_NAME})
+    assert value is not None
+    return value
+
+
 def assert_unavailable(store: RedisSessionStore, session: Session) -> None:
     """Every operation is answered in time, as unavailable, and never as if the session did not exist."""
     for operation in (
@@ -118,11 +126,14 @@ def test_hung(store: RedisSessionStore, redis: RedisServer, caplog: pytest.LogCa
     """While Redis hangs nobody waits for it long; then it is as if nothing had been."""
     caplog.set_level(logging.WARNING)
     session = create(store)
+    failures = sample("store_failures_total")
     redis.pause()
     assert_unavailable(store, session)
     assert "cannot be reached in Redis: no answer within 1.5 s. Requests" in caplog.text
+    assert (failures + 4, 1) == (sample("store_failures_total"), sample("store_down"))
     redis.resume()
     comes_back(store)
+    assert 0 == sample("store_down")
 
     assert session == result(store.get(session.id))
 
@@ -190,9 +201,9 @@ def test_out_of_memory(store: RedisSessionStore, redis: RedisServer) -> None:
     redis.command("CONFIG", "SET", "maxmemory", "0")
 
     assert session == result(store.get(session.id))
-    assert b"*4\r\n$5\r\nbytes\r\n$1\r\n5\r\n$11\r\n203.0.113.9\r\n$1\r\n1\r\n" == redis.command(
-        "HGETALL", "synapse_rendezvous:{rendezvous.localhost}:totals"
-    )
+    totals = redis.command("HGETALL", "synapse_rendezvous:{rendezvous.localhost}:totals")
+    for field, total in ((b"sessions", b"1"), (b"bytes", b"5"), (b"203.0.113.9", b"1")):
+        assert b"%b\r\n$1\r\n%b\r\n" % (field, total) in totals
 
 
 def test_read_only_replica(store: RedisSessionStore, redis: RedisServer) -> None:
@@ -266,7 +277,7 @@ def test_expiry_by_redis_itself(connect: Callable[..., Any], redis: RedisServer)
             result(store.get(session.id))
         except SessionNotFound:
             break
-    (*_, (_, last_ms, _), (_, gone_ms)) = connection.answers
+    (*_, (_, last_ms, *_), (_, gone_ms, *_)) = connection.answers
     assert session.expires_ms - 100 < last_ms < session.expires_ms <= gone_ms < session.expires_ms + 100
     deadline_s = time.monotonic() + 10
     while redis.command("DBSIZE") != b":0\r\n":

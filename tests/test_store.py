@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 from stack import RedisServer
-from stores import TTL_MS, MemoryStores, RedisStores, Time, quotas_of, result
+from stores import TTL_MS, MemoryStores, Observer, RedisStores, Time, quotas_of, result
 
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
-from synapse_rendezvous.session import RANDOM_ID, Session, Write, new_random_id
+from synapse_rendezvous.session import RANDOM_ID, Held, Session, Write, new_random_id
 from synapse_rendezvous.store import MemorySessionStore, SessionStore
 from synapse_rendezvous.throwaway import HOST
 
@@ -209,7 +209,7 @@ def test_full_of_bytes(stores: MemoryStores | RedisStores) -> None:
     shrunk = result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
     result(store.replace(other.id, Write(b"x" * 41, b""), UNCONDITIONAL))
 
-    assert 100 == stores.held().total_bytes
+    assert 100 == stores.account().total_bytes
     # A repeat takes no room, so it succeeds as the first did.
     assert shrunk == result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
 
@@ -289,7 +289,7 @@ def test_updates(stores: MemoryStores | RedisStores) -> None:
 def test_a_clock_that_is_set() -> None:
     """Sessions age by a clock that nobody sets; what it is told of the time of day counts once no session lives."""
     wall, steady = Time(), Time()
-    store = MemorySessionStore(wall, steady, quotas_of({}))
+    store = MemorySessionStore(wall, steady, quotas_of({}), Observer())
     session = result(store.create(new_random_id(), HELLO, CLIENT))
     for jump_ms in (3_600_000, -7_200_000):
         wall.now_ms += jump_ms
@@ -308,7 +308,7 @@ def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStore
     for index in range(250):
         session = result(store.create(new_random_id(), Write(b"", b""), f"192.0.2.{index % 7}"))
         result(store.replace(session.id, HELLO, UNCONDITIONAL))
-    held = stores.held()
+    held = stores.account()
     assert (250, 250 * 5, 7) == (len(held.sizes), held.total_bytes, len(held.client_sessions))
     with pytest.raises(StoreFull):
         result(store.create(new_random_id(), HELLO, CLIENT))
@@ -317,8 +317,8 @@ def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStore
     for _ in range(250):
         result(store.create(new_random_id(), HELLO, CLIENT))
 
-    assert {CLIENT: 250} == stores.held().client_sessions
-    assert 250 * 5 == stores.held().total_bytes
+    assert {CLIENT: 250} == stores.account().client_sessions
+    assert 250 * 5 == stores.account().total_bytes
 
 
 @pytest.mark.parametrize("payload", [b"", b"0123", b"1_000", b"1e5", b"-1", b"inf", bytes(range(256)), b"\xc3\xa9"])
@@ -376,24 +376,50 @@ def test_preconditions_mean_the_same(data: st.DataObject, connection: Any) -> No
     assert list(verdicts(MemoryStores(time))) == list(verdicts(RedisStores(connection, time)))
 
 
-def test_sweep(time: Time) -> None:
-    """Expired sessions leave memory, and only these. Redis does the same by itself."""
-    stores = MemoryStores(time)
+def test_sweep(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """What has expired is forgotten, and only that; the observer is told of each session that ends, once."""
     store = stores.make()
-    assert isinstance(store, MemorySessionStore)
     old = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(3)]
     result(store.delete(old[1].id, UNCONDITIONAL))
     result(store.replace(old[2].id, HELLO, UNCONDITIONAL))
     time.now_ms += 1
     young = result(store.create(new_random_id(), HELLO, CLIENT))
 
-    store.sweep()
-    assert 3 == len(store)
+    assert Held(3, 15, 1, is_swept=True) == result(store.sweep())
     time.now_ms = time.start_ms + TTL_MS
-    store.sweep()
+    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
 
-    assert ({young.id: 5}, 5, {CLIENT: 1}) == stores.held()
+    assert ({young.id[:6]: 5}, 5, {CLIENT: 1}) == stores.account()
     assert young == result(store.get(young.id))
+    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in stores.observer.sessions]
+    assert (old[1].id[:6], 0, 0, "deleted") == ended[0]
+    assert {(old[0].id[:6], 0, TTL_MS, "expired"), (old[2].id[:6], 1, TTL_MS, "expired")} == set(ended[1:])
+    assert ["lonely", "lonely", "paired"] == sorted(each.outcome for each in stores.observer.sessions)
+
+
+def test_sweep_some_at_a_time(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """Whoever sweeps hears that more is to be swept, until nothing is."""
+    store = stores.make(max_sessions=300, max_total_bytes=10_000, max_client_sessions=300)
+    for _ in range(250):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+    time.now_ms += TTL_MS
+    young = result(store.create(new_random_id(), HELLO, CLIENT))
+    swept = [result(store.sweep()).is_swept]
+    while not swept[-1]:
+        swept.append(result(store.sweep()).is_swept)
+    assert 2 <= len(swept) <= 3
+    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert young == result(store.get(young.id))
+    assert 250 == len(stores.observer.sessions)
+
+
+def test_repeats_are_told(stores: MemoryStores | RedisStores) -> None:
+    """The observer is told of a write that was done before."""
+    store = stores.make()
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for repeats in range(3):
+        result(store.replace(session.id, Write(b"again", b""), if_match(session.tag)))
+        assert repeats == stores.observer.repeats
 
 
 def test_memory_a_session_takes(time: Time) -> None:
@@ -440,6 +466,7 @@ class StoreMachine(RuleBasedStateMachine):
             crowded_client_sessions=1,
         )
         self.model: dict[str, Session] = {}
+        self.created: dict[str, Session] = {}
 
     def alive(self) -> dict[str, Session]:
         return {key: value for key, value in self.model.items() if value.expires_ms > self.time.now_ms}
@@ -467,7 +494,7 @@ class StoreMachine(RuleBasedStateMachine):
         session = result(self.store.create(new_random_id(), write, client))
         assert (write, client) == ((session.payload, session.content_type), session.client)
         assert self.time.now_ms + TTL_MS == session.expires_ms
-        self.model[session.id] = session
+        self.model[session.id] = self.created[session.id[:6]] = session
         return session
 
     @rule(target=sessions, seen=sessions, write=writes)
@@ -488,7 +515,7 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(StoreFull):
                 result(operation)
         else:
-            self.model[seen.id] = result(operation)
+            self.model[seen.id] = self.created[seen.id[:6]] = result(operation)
             assert write == (self.model[seen.id].payload, self.model[seen.id].content_type)
             return self.model[seen.id]
         return multiple()
@@ -508,20 +535,22 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        if isinstance(self.store, MemorySessionStore):
-            self.store.sweep()
-            assert len(self.alive()) == len(self.store)
+        held = result(self.store.sweep())
+        assert (len(self.alive()), True) == (held.sessions, held.is_swept)
+        assert held.sessions + len(self.look.observer.sessions) == len(self.created)
+        for ended in self.look.observer.sessions:
+            assert self.created[ended.id[:6]].updates == ended.updates
 
     @invariant()
     def agrees(self) -> None:
         for session in self.alive().values():
             assert session == result(self.store.get(session.id))
-        held = self.look.held()
-        assert {session.id: len(session.payload) for session in self.alive().values()}.items() <= held.sizes.items()
+        held = self.look.account()
+        assert {each.id[:6]: len(each.payload) for each in self.alive().values()}.items() <= held.sizes.items()
         assert sum(held.sizes.values()) == held.total_bytes
         counted: Counter[str] = Counter()
-        for session_id in held.sizes:
-            client = self.model[session_id].client
+        for short_id in held.sizes:
+            client = self.created[short_id].client
             counted.update([client[:digits] for digits in (16, 14, 12)] if client in NETWORKS else [client])
         del counted["unknown"]
         assert counted == held.client_sessions

@@ -1,0 +1,183 @@
+"""What Prometheus is told, on Synapse's own metrics listener.
+
+Every metric says of which homeserver it is, as Synapse's do, and no label has more values than are listed here.
+"""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from synapse_rendezvous.config import RendezvousConfig
+from synapse_rendezvous.session import Ended, Held, Session
+
+_SERVER = "server_name"
+
+
+def _name(name: str) -> str:
+    return f"synapse_rendezvous_{name}"
+
+
+_LIVE = Gauge(_name("live"), "Sessions that live", [_SERVER])
+_PAYLOAD_BYTES = Gauge(_name("payload_bytes"), "Bytes of payload that they hold", [_SERVER])
+_CLIENTS = Gauge(_name("clients"), "Clients, and networks around them, that have sessions", [_SERVER])
+_LIMIT = Gauge(_name("limit"), "How many sessions, or bytes of payload, there may be", [_SERVER, "kind"])
+_INFO = Gauge(_name("info"), "1 for each process that serves sessions", [_SERVER, "version", "process", "store"])
+_CREATED = Counter(_name("created"), "Sessions created", [_SERVER, "dialect"])
+_ENDED = Counter(_name("ended"), "Sessions ended; paired if they were ever written to", [_SERVER, "outcome", "reason"])
+_REQUESTS = Counter(_name("requests"), "Requests answered", [_SERVER, "method", "outcome"])
+_REJECTED = Counter(_name("rejected"), "Requests over a limit, refused or only observed", [_SERVER, "limit"])
+_TAGS = Counter(_name("tags_normalised"), "Entity tags that a proxy had changed, put right", [_SERVER, "kind"])
+_REPLAYED = Counter(_name("replayed_puts"), "Writes that arrived twice and were done once", [_SERVER])
+_PROXY_BUCKET = Counter(
+    _name("proxy_bucket"), "Creations by clients with a private address or none, perhaps a proxy's", [_SERVER]
+)
+_WAITING = Gauge(_name("waiting"), "Requests that wait for a session to change", [_SERVER])
+_WAITS = Counter(_name("waits"), "Waits that ended, or had no place", [_SERVER, "outcome"])
+_STORE_FAILURES = Counter(_name("store_failures"), "Operations that Redis did not do in time", [_SERVER])
+_STORE_DOWN = Gauge(_name("store_down"), "1 while Redis does not answer", [_SERVER])
+_FIRST_REPLY = Histogram(
+    _name("first_reply_seconds"),
+    "From creation to the first write",
+    [_SERVER],
+    buckets=(1, 2, 5, 10, 20, 30, 60, 120, 300),
+)
+_DURATION = Histogram(
+    _name("duration_seconds"),
+    "How long sessions lived",
+    [_SERVER, "outcome"],
+    buckets=(5, 10, 30, 60, 120, 300, 600, 900),
+)
+_BODY_BYTES = Histogram(
+    _name("body_bytes"), "Payloads stored", [_SERVER], buckets=(64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
+)
+
+_DIALECTS = ("msc3886", "msc4108", "msc4388")
+_METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE")
+_OUTCOMES = {
+    200: "ok",
+    202: "ok",
+    204: "ok",
+    304: "not_modified",
+    400: "bad_request",
+    401: "forbidden",
+    403: "forbidden",
+    404: "not_found",
+    405: "bad_request",
+    412: "precondition_failed",
+    413: "too_large",
+    429: "limited",
+    503: "unavailable",
+}
+_OTHER = "error"
+_LIMITS = (
+    *("deny", "per_client.create", "per_client.read", "per_client.write", "per_client.miss"),
+    *("per_client.max_sessions", "per_client.crowded_sessions", "per_session.read", "per_session.write"),
+    *("per_user.create", "max_sessions", "max_total_bytes", "max_updates"),
+)
+
+
+class Metrics:
+    """Counts for one homeserver, in one process.
+
+    Args:
+        server_name: of the homeserver.
+        version: of this package.
+        process: which of the homeserver's processes this is.
+        store: where sessions are: `memory` or `redis`.
+        config: how much there may be.
+    """
+
+    def __init__(self, server_name: str, *, version: str, process: str, store: str, config: RendezvousConfig) -> None:
+        def each(family: Counter, values: Iterable[str]) -> dict[str, Counter]:
+            return {value: family.labels(server_name, value) for value in values}
+
+        self._ttl_ms = config.ttl_ms
+        # All are made here, so that they are there at zero, and none is looked for when a request is counted.
+        _INFO.labels(server_name, version, process, store).set(1)
+        self._live, self._payload_bytes = _LIVE.labels(server_name), _PAYLOAD_BYTES.labels(server_name)
+        self._clients = _CLIENTS.labels(server_name)
+        _LIMIT.labels(server_name, "count").set(config.max_sessions)
+        _LIMIT.labels(server_name, "bytes").set(config.max_total_bytes)
+        self._waiting = _WAITING.labels(server_name)
+        self._created = each(_CREATED, _DIALECTS)
+        self._rejected = each(_REJECTED, _LIMITS)
+        self._tags = each(_TAGS, ("weak", "suffix", "unquoted"))
+        self._waits = each(_WAITS, ("changed", "timed_out", "ended", "left", "refused"))
+        self._ended = {
+            (outcome, reason): _ENDED.labels(server_name, outcome, reason)
+            for outcome in ("paired", "lonely")
+            for reason in ("deleted", "expired")
+        }
+        self._durations = {outcome: _DURATION.labels(server_name, outcome) for outcome in ("paired", "lonely")}
+        outcomes = {**_OUTCOMES, 500: _OTHER}
+        self._requests = {
+            (method, code): _REQUESTS.labels(server_name, method.decode("ascii"), outcome)
+            for method in _METHODS
+            for code, outcome in outcomes.items()
+        }
+        self._other_requests = {
+            code: _REQUESTS.labels(server_name, "other", outcome) for code, outcome in outcomes.items()
+        }
+        self._replayed, self._proxy_bucket = _REPLAYED.labels(server_name), _PROXY_BUCKET.labels(server_name)
+        self._store_failures, self._store_down = _STORE_FAILURES.labels(server_name), _STORE_DOWN.labels(server_name)
+        self._first_reply, self._body_bytes = _FIRST_REPLY.labels(server_name), _BODY_BYTES.labels(server_name)
+
+    def answered(self, method: bytes, code: int) -> None:
+        """Count a request by its method and the status of its answer."""
+        requests = self._requests.get((method, code)) or self._other_requests.get(code, self._other_requests[500])
+        requests.inc()
+
+    def refused(self, limit: str) -> None:
+        """Count a request over a limit."""
+        self._rejected[limit].inc()
+
+    def created(self, dialect: str, size: int) -> None:
+        """Count a session, and the bytes of its payload."""
+        self._created[dialect].inc()
+        self._body_bytes.observe(size)
+
+    def created_from_nowhere(self) -> None:
+        """Count a creation by a client whose address may be a proxy's."""
+        self._proxy_bucket.inc()
+
+    def replaced(self, session: Session) -> None:
+        """Count the bytes of a payload, and how long after its session the first write came."""
+        self._body_bytes.observe(len(session.payload))
+        if session.updates == 1:
+            self._first_reply.observe((session.last_modified_ms - session.expires_ms + self._ttl_ms) / 1000)
+
+    def repeated(self) -> None:
+        """Count a write that was done before."""
+        self._replayed.inc()
+
+    def ended(self, session: Ended) -> None:
+        """Count the end of a session."""
+        self._ended[session.outcome, session.reason].inc()
+        self._durations[session.outcome].observe(session.lived_ms / 1000)
+
+    def normalised(self, kinds: Iterable[str]) -> None:
+        """Count entity tags that were put right: `weak`, `suffix` or `unquoted`."""
+        for kind in kinds:
+            self._tags[kind].inc()
+
+    def observe_waiting(self, count: Callable[[], int]) -> None:
+        """Ask for the number of requests that wait whenever somebody wants to know it."""
+        self._waiting.set_function(count)
+
+    def waited(self, outcome: str) -> None:
+        """Count a wait: it was `changed`, `timed_out`, `ended`, `left` by its client, or `refused` a place."""
+        self._waits[outcome].inc()
+
+    def store_failed(self) -> None:
+        """Count an operation that was given up."""
+        self._store_failures.inc()
+
+    def store_is_down(self, is_down: bool) -> None:
+        """Say whether operations fail now."""
+        self._store_down.set(is_down)
+
+    def holds(self, held: Held) -> None:
+        """Say what the store holds."""
+        self._live.set(held.sessions)
+        self._payload_bytes.set(held.total_bytes)
+        self._clients.set(held.clients)
