@@ -1,7 +1,7 @@
 """Who may do what and how often: the creation policy, limits for clients and sessions, addresses that are denied."""
 
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Sequence
 
 from synapse.api.errors import LimitExceededError
 from synapse.http.site import SynapseRequest
@@ -25,19 +25,19 @@ class Admission:
     """
 
     def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observations: Observations) -> None:
-        def limit(name: str, rate: RateLimit) -> Limit:
+        def limit(name: str, rate: RateLimit, *, in_lots: bool = False) -> Limit:
             ratelimiter = homeserver.ratelimiter(name, per_second=rate.per_second, burst_count=rate.burst_count)
-            return Limit(ratelimiter, rate)
+            return Limit(ratelimiter, rate, in_lots=in_lots)
 
         self._homeserver = homeserver
         self._observations = observations
         self._observe = config.observe
         self._clients = Clients(config.trusted_proxies, config.exempt, config.deny)
         self._creates = limit("per_client.create", config.per_client.create)
-        self._reads = limit("per_client.read", config.per_client.read)
+        self._reads = limit("per_client.read", config.per_client.read, in_lots=True)
         self._writes = limit("per_client.write", config.per_client.write)
         self._misses = limit("per_client.miss", config.per_client.miss)
-        self._session_reads = limit("per_session.read", config.per_session.read)
+        self._session_reads = limit("per_session.read", config.per_session.read, in_lots=True)
         self._session_writes = limit("per_session.write", config.per_session.write)
         user = config.per_user.create
         self._user_creates = homeserver.ratelimiter(
@@ -76,10 +76,13 @@ class Admission:
         """
         if policy == "closed":
             raise CreationForbidden
-        await self._admit(self._creates.spend(shares(client), CREATE_PAUSE_S), client)
+        self._spend(self._creates, shares(client), client, CREATE_PAUSE_S)
         if policy == "authenticated":
             user = await self._homeserver.user_of(request)
-            await self._admit(self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S), client)
+            try:
+                await self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S)
+            except LimitExceededError as refusal:
+                self.refuse(refusal, client)
         self._observations.created(client)
 
     async def may_create(self, request: SynapseRequest, policy: str) -> bool:
@@ -95,30 +98,33 @@ class Admission:
     # Only the client counts for reading and writing: it takes a session, of which networks have no more than their
     # share, and who asks for none is limited by misses.
 
-    async def read(self, client: str) -> None:
+    def read(self, client: str) -> None:
         """Admit a GET or HEAD."""
-        await self._admit(self._reads.spend(shares(client)[:1]), client)
+        self._spend(self._reads, shares(client)[:1], client)
 
-    async def read_session(self, client: str, session_id: str) -> None:
+    def read_session(self, client: str, session_id: str) -> None:
         """Admit a GET or HEAD of a session that exists."""
-        await self._admit(self._session_reads.spend(((session_id, 1),)), client)
+        self._spend(self._session_reads, ((session_id, 1),), client)
 
-    async def write(self, client: str) -> None:
+    def write(self, client: str) -> None:
         """Admit a PUT or DELETE."""
-        await self._admit(self._writes.spend(shares(client)[:1]), client)
+        self._spend(self._writes, shares(client)[:1], client)
 
-    async def write_session(self, client: str, session_id: str) -> None:
+    def write_session(self, client: str, session_id: str) -> None:
         """Admit a PUT of a session, whether or not it exists. To end one is never too often."""
-        await self._admit(self._session_writes.check(session_id), client)
+        try:
+            self._session_writes.check(session_id)
+        except LimitExceededError as refusal:
+            self.refuse(refusal, client)
 
-    async def written(self, session_id: str) -> None:
+    def written(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""
         with contextlib.suppress(LimitExceededError):  # others were done meanwhile
-            await self._session_writes.spend(((session_id, 1),))
+            self._session_writes.spend(((session_id, 1),))
 
-    async def miss(self, client: str) -> None:
+    def miss(self, client: str) -> None:
         """Count a request for a session that is not there. Only misses are refused: what a client finds, it gets."""
-        await self._admit(self._misses.spend(shares(client)), client)
+        self._spend(self._misses, shares(client), client)
 
     def refuse(self, refusal: LimitExceededError, client: str) -> None:
         """Count a refusal, and raise it; unless the operator only observes, and it is not the server that is full."""
@@ -129,8 +135,8 @@ class Admission:
         if is_for_server or not self._observe:
             raise refusal
 
-    async def _admit(self, limiting: Awaitable[None], client: str) -> None:
+    def _spend(self, limit: Limit, keys: Sequence[tuple[str, int]], client: str, pause_s: float | None = None) -> None:
         try:
-            await limiting
+            limit.spend(keys, pause_s)
         except LimitExceededError as refusal:
             self.refuse(refusal, client)

@@ -73,6 +73,7 @@ class Clients:
         self._denied = denied
         # Devices ask again each second from the same place.
         self._read_cached = functools.lru_cache(maxsize=8192)(self._read)
+        self._follow_cached = functools.lru_cache(maxsize=8192)(self._follow)
 
     def name(self, peer: str | None, forwarded: Sequence[bytes] | None) -> str:
         """Return an IPv4 address, the first 64 bits of an IPv6 address as 16 hexadecimal digits, or a word from above.
@@ -83,6 +84,11 @@ class Clients:
         """
         if forwarded is None:
             return UNKNOWN if peer is None else self._read_bounded(peer)[0]
+        if len(forwarded) == 1 and len(forwarded[0]) <= self._LONGEST_ADDRESS:  # what nearly all proxies send
+            return self._follow_cached(peer, forwarded[0])
+        return self._follow(peer, *forwarded)
+
+    def _follow(self, peer: str | None, *forwarded: bytes) -> str:
         if isinstance(self._trusted, int):
             # If there are fewer hops than proxies, one of these was passed by, or made to drop the header: then the
             # farthest counts, for what a client can bring about must not free it from limits.

@@ -28,8 +28,11 @@ WAITING_BYTES = 16 * 1024
 LIMITS = 7
 """How many rate limits there are."""
 
-LIMIT_BYTES = 5000 * 500
-"""What the table of one rate limit takes, at most: see limits.Limit.MAX_KEYS."""
+LIMIT_KEYS = 5000
+"""How many clients or sessions one rate limit remembers at once."""
+
+LIMIT_BYTES = LIMIT_KEYS * 550
+"""What its tables take, at most."""
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)

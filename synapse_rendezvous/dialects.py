@@ -105,11 +105,14 @@ def revision(session: Session) -> Fields:
     )
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def json_response(
     code: int, content: dict[str, Any], headers: Fields = (), content_type: bytes = b"application/json"
 ) -> Response:
     """Return an answer whose body is compact JSON."""
-    body = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    body = _encode(content).encode("utf-8")
     return Response(code, ((b"Content-Type", content_type), *headers), body)
 
 

@@ -1,10 +1,12 @@
 """How often something may be done: Synapse's rate limiter, for clients and the networks around them."""
 
+import contextlib
 from collections.abc import Sequence
 
+from synapse.api.errors import LimitExceededError
 from synapse.api.ratelimiting import Ratelimiter
 
-from synapse_rendezvous.config import RateLimit
+from synapse_rendezvous.config import LIMIT_KEYS, RateLimit
 
 
 class Limit:
@@ -13,19 +15,26 @@ class Limit:
     Args:
         ratelimiter: Synapse's; nobody else uses it.
         rate: how often one may do it.
+        in_lots: count a part of the burst at once, and let it be spent one by one. Somebody may then do it that much
+            more often; but to ask each time takes longer than all else that a poll needs of us.
     """
 
-    MAX_KEYS = 5000
+    MAX_KEYS = LIMIT_KEYS
     """How many are remembered at once. Who did nothing lately is forgotten, so this is many clients within seconds."""
 
     OTHERS = ("others", 100)
     """Those who come when so many are remembered share one limit: that of as many clients."""
 
-    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit) -> None:
+    LOTS = 12
+    """How many lots are in a burst."""
+
+    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, *, in_lots: bool = False) -> None:
         self._ratelimiter = ratelimiter
         self._rate = rate
+        self._lot = rate.burst_count // self.LOTS if in_lots else 1
+        self._prepaid: dict[str, int] = {}
 
-    async def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
+    def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
         """Count one action.
 
         Args:
@@ -37,25 +46,47 @@ class Limit:
         """
         # From the widest network inwards: what that is refused, takes no place in the table.
         for key, share in reversed(keys):
-            await self._ask(key, share, pause_s)
+            if prepaid := self._prepaid.get(key):
+                self._prepaid[key] = prepaid - 1
+            elif self._lot <= 1 or not self._prepay(key, share):
+                self._ask(key, share, pause_s)
 
-    async def check(self, key: str) -> None:
+    def check(self, key: str) -> None:
         """Count nothing.
 
         Raises:
             LimitExceededError: it was done too often.
         """
-        await self._ask(key, 1, update=False)
+        if not self._prepaid.get(key):
+            self._ask(key, 1, update=False)
 
-    async def _ask(self, key: str, share: int, pause_s: float | None = None, *, update: bool = True) -> None:
+    def _prepay(self, key: str, share: int) -> bool:
+        """Count many actions, the first of which is done now; say whether there may be so many."""
+        try:
+            self._ask(key, share, actions=self._lot)
+        except LimitExceededError:
+            return False
+        if len(self._prepaid) >= self.MAX_KEYS:  # what is lost is less than a lot of each
+            self._prepaid.clear()
+        self._prepaid[key] = self._lot - 1
+        return True
+
+    def _ask(
+        self, key: str, share: int, pause_s: float | None = None, *, update: bool = True, actions: int = 1
+    ) -> None:
         known = self._ratelimiter.actions
         if key not in known and len(known) >= self.MAX_KEYS:
             key, share = self.OTHERS
-        await self._ratelimiter.ratelimit(
+        asking = self._ratelimiter.ratelimit(
             None,
             key=key,
             rate_hz=self._rate.per_second * share,
             burst_count=self._rate.burst_count * share,
             update=update,
+            n_actions=actions,
             pause=pause_s,
         )
+        # Synapse looks up users in its database, and we name none: so it is done as soon as it is begun.
+        with contextlib.suppress(StopIteration):
+            asking.send(None)
+            raise RuntimeError("Synapse's rate limiter waits for something")  # pragma: no cover

@@ -141,7 +141,7 @@ class RendezvousResource(DirectServeJsonResource):
         try:
             return await self._operate(request, client)
         except SessionNotFound:
-            await self._admission.miss(client)
+            self._admission.miss(client)
             raise
 
     async def _operate(self, request: SynapseRequest, client: str) -> Response:
@@ -162,7 +162,7 @@ class RendezvousResource(DirectServeJsonResource):
         return await on_session(request, client, match[1].decode("ascii"))
 
     async def _describe(self, request: SynapseRequest, client: str) -> Response:
-        await self._admission.read(client)
+        self._admission.read(client)
         return self._dialect.described(await self._admission.may_create(request, self._create_policy), client)
 
     async def _create(self, request: SynapseRequest, client: str) -> Response:
@@ -179,7 +179,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         try:
-            await self._admission.read(client)
+            self._admission.read(client)
         except LimitExceededError as refusal:
             raise ReadRefused(refusal, await self._store.get(session_id)) from None
         headers = request.requestHeaders
@@ -208,7 +208,7 @@ class RendezvousResource(DirectServeJsonResource):
         """Return the current revision, and what it is to a reader who knows a revision."""
         session = await self._store.get(session_id)
         try:
-            await self._admission.read_session(client, session_id)
+            self._admission.read_session(client, session_id)
         except LimitExceededError as refusal:
             raise ReadRefused(refusal, session) from None
         session.reads += 1
@@ -239,9 +239,9 @@ class RendezvousResource(DirectServeJsonResource):
         return session, verdict
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        await self._admission.write(client)
+        self._admission.write(client)
         wanted, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
-        await self._admission.write_session(client, session_id)
+        self._admission.write_session(client, session_id)
         try:
             session = await self._store.replace(session_id, wanted, preconditions)
         except StoreFull as full:
@@ -250,11 +250,11 @@ class RendezvousResource(DirectServeJsonResource):
         self._waiting.wake(session_id)
         self._metrics.replaced(session)
         self._metrics.normalised(preconditions.changes)
-        await self._admission.written(session_id)
+        self._admission.written(session_id)
         return self._dialect.updated(session)
 
     async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        await self._admission.write(client)
+        self._admission.write(client)
         await self._store.delete(session_id, self._dialect.read_conditions(request.requestHeaders))
         self._waiting.wake(session_id)
         return self._dialect.deleted()

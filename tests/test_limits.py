@@ -227,6 +227,45 @@ class ToldTestCase(RendezvousTestCase):
         self.assertEqual(51, len(creates._ratelimiter.actions))
 
 
+class LotsTestCase(RendezvousTestCase):
+    """Reads are counted in lots, a twelfth of the burst each."""
+
+    options: ClassVar[dict[str, Any]] = {
+        "per_client": {"read": {"per_second": 2, "burst_count": 25}},
+        "per_session": {"read": {"per_second": 1000, "burst_count": 1000}},
+    }
+
+    def reads_until_refused(self, below: str) -> int:
+        return next(
+            count for count in itertools.count() if self.call("GET", below, client_ip=ONE).code == 429 or count > 200
+        )
+
+    def test_burst(self) -> None:
+        """However it is counted, the burst is what was promised, to the request; and others are not touched."""
+        below, _ = self.create()
+        self.assertEqual(25, self.reads_until_refused(below))
+        self.assertEqual(200, self.call("GET", below, client_ip=OTHER).code)
+
+    def test_rate(self) -> None:
+        """In the long run as many are answered as the rate allows, and at most one lot more."""
+        below, _ = self.create()
+        self.reads_until_refused(below)
+        answered = 0
+        for _ in range(60):
+            self.reactor.advance(1)
+            answered += self.reads_until_refused(below)
+        self.assertTrue(2 * 60 - 2 <= answered <= 2 * 60 + 2, answered)
+
+    def test_prepaid_table_is_bounded(self) -> None:
+        """However many clients read, few lots are remembered."""
+        below, _ = self.create()
+        reads = self.hs._module_web_resources[self.path]._admission._reads
+        with patch.object(Limit, "MAX_KEYS", 50):
+            for index in range(200):
+                self.assertEqual(200, self.call("GET", below, client_ip=f"198.51.{index}.1").code)
+        self.assertLessEqual(len(reads._prepaid), 50)
+
+
 class NothingToFindTestCase(RendezvousTestCase):
     """Whether an id was ever there, nobody is told."""
 
