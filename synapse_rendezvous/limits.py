@@ -28,10 +28,12 @@ class Limit:
     LOTS = 12
     """How many lots are in a burst."""
 
+    LARGEST_LOT = 25
+
     def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, *, in_lots: bool = False) -> None:
         self._ratelimiter = ratelimiter
         self._rate = rate
-        self._lot = rate.burst_count // self.LOTS if in_lots else 1
+        self._lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT) if in_lots else 1
         self._prepaid: dict[str, int] = {}
 
     def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
