@@ -1,0 +1,271 @@
+"""Reverse proxies as they are met: with our configuration inside hostile settings, and with one known fault each."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from proxies import ReverseProxy
+
+from synapse_rendezvous.snippet import render
+from synapse_rendezvous.throwaway import HOST
+
+
+class Fault(NamedTuple):
+    """Configuration that makes a proxy faulty.
+
+    Attributes:
+        lines: at the place where it says what is forwarded.
+        outer: before that; see `ReverseProxy`.
+        names_client: whether the proxy says truly for whom it asks.
+    """
+
+    lines: str = ""
+    outer: str = ""
+    names_client: bool = True
+
+
+_NAMES_CLIENT = {
+    "nginx": "proxy_set_header X-Forwarded-For $remote_addr;",
+    "haproxy": "http-request set-header X-Forwarded-For %[src]",
+    "apache": "RequestHeader unset X-Forwarded-For",  # it adds the address by itself
+    "caddy": "",  # it does by itself
+}
+
+_HTML = "<html><body>Sorry!</body></html>"
+_SESSION = r"/rendezvous/(msc4108/)?[A-Za-z0-9_-]{22,}$"
+_ALLOWED = "Origin, X-Requested-With, Content-Type, Accept, Authorization"  # what the usual recipes for CORS allow
+
+FAULTS: dict[str, dict[str, Fault]] = {
+    "nginx": {
+        "compression": Fault("gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;"),
+        "charset": Fault("charset utf-8;"),
+        "forced_cache": Fault(
+            "proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control Expires;"
+        ),
+        "duplicate_cors": Fault("add_header Access-Control-Allow-Origin * always;"),
+        "options_intercepted": Fault(
+            f"""if ($request_method = OPTIONS) {{
+                add_header Access-Control-Allow-Origin *;
+                add_header Access-Control-Allow-Methods 'GET, POST, PUT, DELETE, OPTIONS';
+                add_header Access-Control-Allow-Headers '{_ALLOWED}';
+                return 204;
+            }}"""
+        ),
+        "error_pages": Fault(
+            f"""proxy_intercept_errors on; error_page 404 412 413 429 500 502 503 504 /sorry.html;
+            location = /sorry.html {{ default_type text/html; return 200 '{_HTML}'; }}"""
+        ),
+        "body_limit": Fault("client_max_body_size 1k;"),
+        "forwarded_appended": Fault("proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;", names_client=False),
+        "forwarded_missing": Fault(names_client=False),  # what the client claims is passed on
+        "cut_at_5s": Fault("proxy_read_timeout 5s;"),
+        "no_ids": Fault(f'location ~ "{_SESSION}" {{ return 404; }}'),
+        "two_processes": Fault(),  # all by the number of backends
+        "etag_removed": Fault("proxy_hide_header ETag;"),
+    },
+    "haproxy": {
+        # no-transform stops it, so it has to be removed for a fault.
+        "compression": Fault(
+            """http-response del-header Cache-Control
+            compression algo gzip
+            compression type text/plain application/octet-stream application/json"""
+        ),
+        # It has no setting for it, but rules that rewrite.
+        "charset": Fault("http-response replace-header Content-Type ^text/plain$ 'text/plain; charset=utf-8'"),
+        "forced_cache": Fault(
+            """http-request cache-use kept
+            http-response set-header Cache-Control max-age=60
+            http-response cache-store kept"""
+        ),
+        "duplicate_cors": Fault("http-response add-header Access-Control-Allow-Origin *"),
+        "options_intercepted": Fault(
+            f"""http-request return status 204 hdr Access-Control-Allow-Origin * hdr Access-Control-Allow-Methods "GET, POST, PUT, DELETE, OPTIONS" hdr Access-Control-Allow-Headers "{_ALLOWED}" if {{ method OPTIONS }}"""  # noqa: E501
+        ),
+        "error_pages": Fault(
+            f'http-response return status 404 content-type text/html string "{_HTML}" if {{ status 404 }}\n'
+            f'http-response return status 412 content-type text/html string "{_HTML}" if {{ status 412 }}\n'
+            f'http-response return status 413 content-type text/html string "{_HTML}" if {{ status 413 }}'
+        ),
+        "body_limit": Fault("http-request deny deny_status 413 if { req.body_size gt 1000 }"),
+        "forwarded_appended": Fault("option forwardfor", names_client=False),
+        "forwarded_missing": Fault(names_client=False),
+        "cut_at_5s": Fault("timeout server 5s"),
+        "no_ids": Fault(f"http-request deny deny_status 404 if {{ path_reg {_SESSION} }}"),
+        "two_processes": Fault(),
+        "etag_removed": Fault("http-response del-header ETag"),
+    },
+    "apache": {
+        "compression": Fault("SetOutputFilter DEFLATE"),
+        "charset": Fault("AddDefaultCharset utf-8"),
+        "forced_cache": Fault(
+            """CacheEnable socache /
+            CacheSocache shmcb
+            CacheIgnoreCacheControl on
+            CacheIgnoreNoLastMod on
+            CacheStoreNoStore on
+            CacheStoreExpired on
+            CacheDefaultExpire 60"""
+        ),
+        "duplicate_cors": Fault("Header always set Access-Control-Allow-Origin *"),
+        "options_intercepted": Fault(
+            f"""RewriteEngine on
+            RewriteCond %{{REQUEST_METHOD}} OPTIONS
+            RewriteRule ^ - [R=204,L]
+            <If "%{{REQUEST_METHOD}} == 'OPTIONS'">
+                Header always set Access-Control-Allow-Origin *
+                Header always set Access-Control-Allow-Methods "GET, POST, PUT, DELETE, OPTIONS"
+                Header always set Access-Control-Allow-Headers "{_ALLOWED}"
+            </If>"""
+        ),
+        "error_pages": Fault(
+            f"""ProxyErrorOverride on 404 412 413 500 502 503
+            ErrorDocument 404 "{_HTML}"
+            ErrorDocument 412 "{_HTML}"
+            ErrorDocument 413 "{_HTML}" """
+        ),
+        "body_limit": Fault("LimitRequestBody 1000"),
+        # It always names the client at the end of the header, so "missing" it cannot be unless a line takes it away.
+        "forwarded_appended": Fault(names_client=False),
+        "forwarded_missing": Fault("ProxyAddHeaders off", names_client=False),
+        "cut_at_5s": Fault("ProxyTimeout 5"),
+        "no_ids": Fault(f'RewriteEngine on\nRewriteRule "{_SESSION}" - [R=404,L]'),
+        "two_processes": Fault(),
+        "etag_removed": Fault("Header unset ETag"),
+    },
+    "caddy": {
+        # 2.6 leaves the ETag as it is; 2.11 changes it.
+        "compression": Fault(outer="encode gzip {\nminimum_length 1\nmatch {\nheader Content-Type *\n}\n}"),
+        # It has no setting for it, but rules that rewrite.
+        "charset": Fault('header_down Content-Type "^text/plain$" "text/plain; charset=utf-8"'),
+        # "forced_cache" is left out: it has no cache without a plugin.
+        "duplicate_cors": Fault(outer="header Access-Control-Allow-Origin *"),
+        "options_intercepted": Fault(
+            outer=f"""@options method OPTIONS
+            handle @options {{
+                header Access-Control-Allow-Origin *
+                header Access-Control-Allow-Methods "GET, POST, PUT, DELETE, OPTIONS"
+                header Access-Control-Allow-Headers "{_ALLOWED}"
+                respond 204
+            }}"""
+        ),
+        "error_pages": Fault(
+            f"""@error status 404 412 413 429 5xx
+            handle_response @error {{
+                header Content-Type text/html
+                respond `{_HTML}` {{rp.status_code}}
+            }}"""
+        ),
+        "body_limit": Fault(outer="request_body {\nmax_size 1000\n}"),
+        # "forwarded_appended": it does so only for clients in trusted_proxies.
+        "forwarded_appended": Fault(f"trusted_proxies {HOST}", names_client=False),
+        # It always names the client unless a line takes it away.
+        "forwarded_missing": Fault("header_up -X-Forwarded-For", names_client=False),
+        "cut_at_5s": Fault("transport http {\nresponse_header_timeout 5s\n}"),
+        "no_ids": Fault(outer=f"@ids path_regexp {_SESSION}\nrespond @ids 404"),
+        "two_processes": Fault("lb_policy round_robin"),
+        "etag_removed": Fault("header_down -ETag"),
+    },
+}
+"""Product, fault, and the configuration that brings the fault about. What a product cannot do wrong is left out."""
+
+# Settings for everything that the proxy serves, as far as it has them, which our configuration has to stand.
+_HOSTILE: dict[str, Fault] = {
+    # Not in it: "if ($request_method = OPTIONS)" outside of a location, which acts before any location is chosen.
+    "nginx": Fault(
+        lines=FAULTS["nginx"]["options_intercepted"].lines,
+        outer=f"""
+            gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;
+            charset utf-8; charset_types *;
+            proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control Expires Set-Cookie Vary;
+            expires 1h;
+            add_header Access-Control-Allow-Origin * always;
+            proxy_intercept_errors on; error_page 400 404 412 413 429 500 502 503 504 /sorry.html;
+            location = /sorry.html {{ default_type text/html; return 200 '{_HTML}'; }}
+            client_max_body_size 1k;
+            proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+            proxy_read_timeout 1s;
+            location ~ ^(/_matrix|/_synapse/client) {{ return 404; }}
+            """,
+    ),
+    # Not in it: "compression" with the no-transform removed, and a cache with the no-store removed. A frontend's lines
+    # about answers hold for all backends.
+    "haproxy": Fault(
+        lines=f"""
+            compression algo gzip
+            compression type text/plain application/octet-stream application/json
+            http-request cache-use kept
+            http-response cache-store kept
+            http-response add-header Access-Control-Allow-Origin *
+            {FAULTS["haproxy"]["options_intercepted"].lines}
+            {FAULTS["haproxy"]["body_limit"].lines}
+            http-request deny deny_status 404 if {{ path_beg /_synapse }}
+            http-error status 413 content-type text/html string "{_HTML}"
+            http-error status 503 content-type text/html string "{_HTML}"
+            option forwardfor
+            timeout server 1s
+            """
+    ),
+    "apache": Fault(
+        lines=f"""
+            {FAULTS["apache"]["options_intercepted"].lines}
+            """,
+        outer=f"""
+            SetOutputFilter BROTLI_COMPRESS;DEFLATE
+            {FAULTS["apache"]["charset"].lines}
+            {FAULTS["apache"]["forced_cache"].lines}
+            {FAULTS["apache"]["duplicate_cors"].lines}
+            {FAULTS["apache"]["error_pages"].lines}
+            {FAULTS["apache"]["body_limit"].lines}
+            ErrorDocument 502 "{_HTML}"
+            ErrorDocument 503 "{_HTML}"
+            ProxyTimeout 1
+            """,
+    ),
+    "caddy": Fault(
+        lines="""
+            header_up -X-Forwarded-For
+            """,
+        outer=f"""
+            {FAULTS["caddy"]["compression"].outer}
+            {FAULTS["caddy"]["duplicate_cors"].outer}
+            {FAULTS["caddy"]["options_intercepted"].outer}
+            handle_errors {{
+                header Content-Type text/html
+                respond `{_HTML}`
+            }}
+            """,
+    ),
+}
+
+
+def healthy(directory: pathlib.Path, product: str, backends: Sequence[str]) -> ReverseProxy:
+    """Return a proxy that has our configuration amidst settings that would break everything.
+
+    Args:
+        directory: an existing folder.
+        product: one of `FAULTS`.
+        backends: URLs of homeservers, of which our configuration leads to the first.
+    """
+    lines, outer, _ = _HOSTILE[product]
+    ours = render(product, host=HOST, upstream=backends[0].removeprefix("http://"))
+    if product == "haproxy":  # where it says itself, its first part belongs into the frontend
+        frontend, _, backend = ours.partition("\n\n")
+        return ReverseProxy(directory, product, backends, f"{frontend}\n{lines}", backend)
+    # nginx finds the location wherever it stands; for the others it stands first.
+    outer = f"{outer}\n{ours}" if product == "nginx" else f"{ours}\n{outer}"
+    return ReverseProxy(directory, product, backends, lines, outer)
+
+
+def faulty(directory: pathlib.Path, product: str, fault: str, backends: Sequence[str]) -> ReverseProxy:
+    """Return a proxy without our configuration that has one fault.
+
+    Args:
+        directory: an existing folder.
+        product: one of `FAULTS`.
+        fault: one of `FAULTS[product]`.
+        backends: URLs of homeservers; of several, only `two_processes` uses more than the first.
+    """
+    lines, outer, names_client = FAULTS[product][fault]
+    if names_client:
+        lines = f"{_NAMES_CLIENT[product]}\n{lines}"
+    return ReverseProxy(directory, product, backends if fault == "two_processes" else backends[:1], lines, outer)
