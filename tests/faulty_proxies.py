@@ -39,6 +39,8 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "nginx": {
         "compression": Fault("gzip on; gzip_types *; gzip_proxied any; gzip_min_length 1;"),
         "charset": Fault("charset utf-8;"),
+        # It honours no-store, but asks Synapse without If-None-Match and answers 200 where nothing is new.
+        "cache": Fault("proxy_cache cache; proxy_cache_valid any 1m;"),
         "forced_cache": Fault(
             "proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control Expires;"
         ),
@@ -72,8 +74,11 @@ FAULTS: dict[str, dict[str, Fault]] = {
         ),
         # It has no setting for it, but rules that rewrite.
         "charset": Fault("http-response replace-header Content-Type ^text/plain$ 'text/plain; charset=utf-8'"),
+        "cache": Fault("http-request cache-use kept\nhttp-response cache-store kept"),
+        # It honours no-store unless it is rewritten; and whatever is not asked by GET would end what is kept.
         "forced_cache": Fault(
-            """http-request cache-use kept
+            """http-request cache-use kept if METH_GET
+            http-response del-header Pragma
             http-response set-header Cache-Control max-age=60
             http-response cache-store kept"""
         ),
@@ -97,25 +102,22 @@ FAULTS: dict[str, dict[str, Fault]] = {
     "apache": {
         "compression": Fault("SetOutputFilter DEFLATE"),
         "charset": Fault("AddDefaultCharset utf-8"),
+        # It honours no-store, but takes Last-Modified from each 304.
+        "cache": Fault("CacheEnable socache /\nCacheSocache shmcb"),
         "forced_cache": Fault(
             """CacheEnable socache /
             CacheSocache shmcb
-            CacheIgnoreCacheControl on
-            CacheIgnoreNoLastMod on
-            CacheStoreNoStore on
-            CacheStoreExpired on
-            CacheDefaultExpire 60"""
+            Header set Cache-Control max-age=60
+            Header unset Pragma"""
         ),
         "duplicate_cors": Fault("Header always set Access-Control-Allow-Origin *"),
         "options_intercepted": Fault(
-            f"""RewriteEngine on
+            f"""Header always set Access-Control-Allow-Origin * "expr=%{{REQUEST_METHOD}} == 'OPTIONS'"
+            Header always set Access-Control-Allow-Methods "GET, POST, PUT, DELETE, OPTIONS"
+            Header always set Access-Control-Allow-Headers "{_ALLOWED}"
+            RewriteEngine on
             RewriteCond %{{REQUEST_METHOD}} OPTIONS
-            RewriteRule ^ - [R=204,L]
-            <If "%{{REQUEST_METHOD}} == 'OPTIONS'">
-                Header always set Access-Control-Allow-Origin *
-                Header always set Access-Control-Allow-Methods "GET, POST, PUT, DELETE, OPTIONS"
-                Header always set Access-Control-Allow-Headers "{_ALLOWED}"
-            </If>"""
+            RewriteRule ^ - [R=204,L]"""
         ),
         "error_pages": Fault(
             f"""ProxyErrorOverride on 404 412 413 500 502 503
@@ -123,7 +125,12 @@ FAULTS: dict[str, dict[str, Fault]] = {
             ErrorDocument 412 "{_HTML}"
             ErrorDocument 413 "{_HTML}" """
         ),
-        "body_limit": Fault("LimitRequestBody 1000"),
+        # LimitRequestBody does not hold for what is forwarded.
+        "body_limit": Fault(
+            """RewriteEngine on
+            RewriteCond expr "%{HTTP:Content-Length} -gt 1000"
+            RewriteRule ^ - [R=413,L]"""
+        ),
         # It always names the client at the end of the header, so "missing" it cannot be unless a line takes it away.
         "forwarded_appended": Fault(names_client=False),
         "forwarded_missing": Fault("ProxyAddHeaders off", names_client=False),
@@ -137,7 +144,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "compression": Fault(outer="encode gzip {\nminimum_length 1\nmatch {\nheader Content-Type *\n}\n}"),
         # It has no setting for it, but rules that rewrite.
         "charset": Fault('header_down Content-Type "^text/plain$" "text/plain; charset=utf-8"'),
-        # "forced_cache" is left out: it has no cache without a plugin.
+        # "cache" and "forced_cache" are left out: it has no cache without a plugin.
         "duplicate_cors": Fault(outer="header Access-Control-Allow-Origin *"),
         "options_intercepted": Fault(
             outer=f"""@options method OPTIONS
@@ -157,7 +164,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         ),
         "body_limit": Fault(outer="request_body {\nmax_size 1000\n}"),
         # "forwarded_appended": it does so only for clients in trusted_proxies.
-        "forwarded_appended": Fault(f"trusted_proxies {HOST}", names_client=False),
+        "forwarded_appended": Fault("trusted_proxies 127.0.0.0/8", names_client=False),
         # It always names the client unless a line takes it away.
         "forwarded_missing": Fault("header_up -X-Forwarded-For", names_client=False),
         "cut_at_5s": Fault("transport http {\nresponse_header_timeout 5s\n}"),
@@ -187,14 +194,10 @@ _HOSTILE: dict[str, Fault] = {
             location ~ ^(/_matrix|/_synapse/client) {{ return 404; }}
             """,
     ),
-    # Not in it: "compression" with the no-transform removed, and a cache with the no-store removed. A frontend's lines
-    # about answers hold for all backends.
     "haproxy": Fault(
         lines=f"""
-            compression algo gzip
-            compression type text/plain application/octet-stream application/json
-            http-request cache-use kept
-            http-response cache-store kept
+            {FAULTS["haproxy"]["compression"].lines}
+            {FAULTS["haproxy"]["forced_cache"].lines}
             http-response add-header Access-Control-Allow-Origin *
             {FAULTS["haproxy"]["options_intercepted"].lines}
             {FAULTS["haproxy"]["body_limit"].lines}
