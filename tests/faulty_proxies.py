@@ -66,15 +66,10 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "etag_removed": Fault("proxy_hide_header ETag;"),
     },
     "haproxy": {
-        # no-transform stops it, so it has to be removed for a fault.
-        "compression": Fault(
-            """http-response del-header Cache-Control
-            compression algo gzip
-            compression type text/plain application/octet-stream application/json"""
-        ),
+        # "compression" and "cache" are left out: it honours no-transform, which no rule can take away before it is
+        # looked at, and no-store.
         # It has no setting for it, but rules that rewrite.
         "charset": Fault("http-response replace-header Content-Type ^text/plain$ 'text/plain; charset=utf-8'"),
-        "cache": Fault("http-request cache-use kept\nhttp-response cache-store kept"),
         # It honours no-store unless it is rewritten; and whatever is not asked by GET would end what is kept.
         "forced_cache": Fault(
             """http-request cache-use kept if METH_GET
@@ -100,7 +95,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         "etag_removed": Fault("http-response del-header ETag"),
     },
     "apache": {
-        "compression": Fault("SetOutputFilter DEFLATE"),
+        "compression": Fault("SetOutputFilter BROTLI_COMPRESS;DEFLATE"),
         "charset": Fault("AddDefaultCharset utf-8"),
         # It honours no-store, but takes Last-Modified from each 304.
         "cache": Fault("CacheEnable socache /\nCacheSocache shmcb"),
@@ -141,7 +136,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
     },
     "caddy": {
         # 2.6 leaves the ETag as it is; 2.11 changes it.
-        "compression": Fault(outer="encode gzip {\nminimum_length 1\nmatch {\nheader Content-Type *\n}\n}"),
+        "compression": Fault(outer="encode zstd gzip {\nminimum_length 1\nmatch {\nheader Content-Type *\n}\n}"),
         # It has no setting for it, but rules that rewrite.
         "charset": Fault('header_down Content-Type "^text/plain$" "text/plain; charset=utf-8"'),
         # "cache" and "forced_cache" are left out: it has no cache without a plugin.
@@ -196,7 +191,8 @@ _HOSTILE: dict[str, Fault] = {
     ),
     "haproxy": Fault(
         lines=f"""
-            {FAULTS["haproxy"]["compression"].lines}
+            compression algo gzip deflate
+            compression type text/plain application/octet-stream application/json
             {FAULTS["haproxy"]["forced_cache"].lines}
             http-response add-header Access-Control-Allow-Origin *
             {FAULTS["haproxy"]["options_intercepted"].lines}
@@ -213,7 +209,7 @@ _HOSTILE: dict[str, Fault] = {
             {FAULTS["apache"]["options_intercepted"].lines}
             """,
         outer=f"""
-            SetOutputFilter BROTLI_COMPRESS;DEFLATE
+            {FAULTS["apache"]["compression"].lines}
             {FAULTS["apache"]["charset"].lines}
             {FAULTS["apache"]["forced_cache"].lines}
             {FAULTS["apache"]["duplicate_cors"].lines}
@@ -247,16 +243,16 @@ def healthy(directory: pathlib.Path, product: str, backends: Sequence[str]) -> R
     Args:
         directory: an existing folder.
         product: one of `FAULTS`.
-        backends: URLs of homeservers, of which our configuration leads to the first.
+        backends: URLs of homeservers: our configuration leads to the first, all else to the last.
     """
     lines, outer, _ = _HOSTILE[product]
     ours = render(product, host=HOST, upstream=backends[0].removeprefix("http://"))
     if product == "haproxy":  # where it says itself, its first part belongs into the frontend
         frontend, _, backend = ours.partition("\n\n")
-        return ReverseProxy(directory, product, backends, f"{frontend}\n{lines}", backend)
+        return ReverseProxy(directory, product, backends[-1], f"{frontend}\n{lines}", backend)
     # nginx finds the location wherever it stands; for the others it stands first.
     outer = f"{outer}\n{ours}" if product == "nginx" else f"{ours}\n{outer}"
-    return ReverseProxy(directory, product, backends, lines, outer)
+    return ReverseProxy(directory, product, backends[-1], lines, outer)
 
 
 def faulty(directory: pathlib.Path, product: str, fault: str, backends: Sequence[str]) -> ReverseProxy:

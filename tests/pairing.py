@@ -64,7 +64,7 @@ class Device:
         if answer.status != 201:
             raise PairingFailed(f"POST got {answer.status}")
         self._remember(answer)
-        return urlsplit(json.loads(answer.content)["url"]).path
+        return str(urlsplit(json.loads(answer.content)["url"]).path)
 
     def send(self, path: str, message: bytes) -> None:
         """Replace the payload."""
