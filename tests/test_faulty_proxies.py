@@ -1,8 +1,11 @@
 """Who still pairs behind a proxy with a known fault: what docs/proxies.md says is true."""
 
+import http.client
+import http.server
 import itertools
 import pathlib
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +16,7 @@ from pairing import MESSAGES, Browser, Device, PairingFailed, Phone, pair
 from proxies import ReverseProxy
 from test_client_address import BURST, Listeners, assert_told_apart, create
 
-from synapse_rendezvous.throwaway import ThrowawayHomeserver
+from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "proxies.md").read_text()
 PRODUCTS = ("nginx", "haproxy", "apache", "caddy")
@@ -155,6 +158,61 @@ def test_cut(start: Start) -> None:
         in_time = pool.map(lambda url: wait(url, 3000), urls)
     assert dict(zip(PRODUCTS, cut, strict=True)) == {"nginx": 504, "haproxy": 504, "apache": 502, "caddy": 504}
     assert set(in_time) == {304}
+
+
+class Forgetful(http.server.BaseHTTPRequestHandler):
+    """Passes writes on and breaks down before it answers.
+
+    Attributes:
+        homeserver: the URL of where it passes them on to.
+        statuses: of the answers that nobody got.
+    """
+
+    homeserver: str
+    statuses: list[int]
+
+    def log_message(self, *_arguments: object) -> None:
+        """Called by http.server."""
+
+    def do_PUT(self) -> None:
+        """Called by http.server."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        connection = http.client.HTTPConnection(self.homeserver.removeprefix("http://"), timeout=60)
+        connection.request("PUT", self.path, content, dict(self.headers))
+        self.statuses.append(connection.getresponse().status)
+        connection.close()
+        self.close_connection = True
+
+
+@pytest.mark.parametrize(
+    ("product", "lines"),
+    [
+        ("nginx", ""),  # it does so by itself
+        ("haproxy", "option http-buffer-request\nretry-on all-retryable-errors\noption redispatch 1"),
+    ],
+)
+def test_repeated_put(tmp_path: pathlib.Path, listeners: Listeners, product: str, lines: str) -> None:
+    """Where a proxy sends a write a second time, because the first answer was lost, the writer sees success."""
+    statuses: list[int] = []
+    device = Phone(listeners.forwarded, next(_addresses))
+    session = device.create()
+    handler = type("Handler", (Forgetful,), {"homeserver": listeners.forwarded, "statuses": statuses})
+    with http.server.ThreadingHTTPServer((HOST, 0), handler) as forgetful:
+        threading.Thread(target=forgetful.serve_forever, daemon=True).start()
+        first = f"http://{HOST}:{forgetful.server_address[1]}"
+        proxy = ReverseProxy(tmp_path, product, [first, listeners.forwarded], lines)
+        try:
+            proxy.start()
+            outside = Phone(proxy.url, next(_addresses))
+            outside.tag = device.tag
+            for message in MESSAGES:  # by turns, so one of the servers is the forgetful one
+                outside.send(session, message)
+        finally:
+            proxy.stop()
+            forgetful.shutdown()
+    assert statuses
+    assert set(statuses) == {202}
+    assert device.receive(session) == MESSAGES[-1]
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
