@@ -227,6 +227,7 @@ _HOSTILE: dict[str, Fault] = {
         outer=f"""
             {FAULTS["caddy"]["compression"].outer}
             {FAULTS["caddy"]["duplicate_cors"].outer}
+            header Cache-Control max-age=60
             {FAULTS["caddy"]["options_intercepted"].outer}
             handle_errors {{
                 header Content-Type text/html
@@ -235,6 +236,14 @@ _HOSTILE: dict[str, Fault] = {
             """,
     ),
 }
+
+
+def places(product: str, snippet: str) -> tuple[str, str]:
+    """Return what of our configuration are `lines` and what is `outer`; see `ReverseProxy`."""
+    if product == "haproxy":  # its first part belongs into the frontend
+        frontend, _, sections = snippet.partition("\n\n")
+        return frontend, sections
+    return "", snippet
 
 
 def healthy(directory: pathlib.Path, product: str, backends: Sequence[str]) -> ReverseProxy:
@@ -246,13 +255,10 @@ def healthy(directory: pathlib.Path, product: str, backends: Sequence[str]) -> R
         backends: URLs of homeservers: our configuration leads to the first, all else to the last.
     """
     lines, outer, _ = _HOSTILE[product]
-    ours = render(product, host=HOST, upstream=backends[0].removeprefix("http://"))
-    if product == "haproxy":  # where it says itself, its first part belongs into the frontend
-        frontend, _, backend = ours.partition("\n\n")
-        return ReverseProxy(directory, product, backends[-1], f"{frontend}\n{lines}", backend)
-    # nginx finds the location wherever it stands; for the others it stands first.
-    outer = f"{outer}\n{ours}" if product == "nginx" else f"{ours}\n{outer}"
-    return ReverseProxy(directory, product, backends[-1], lines, outer)
+    our_lines, our_outer = places(product, render(product, host=HOST, upstream=backends[0].removeprefix("http://")))
+    # nginx finds a location wherever it stands; for the others, ours stands first.
+    outer = f"{outer}\n{our_outer}" if product == "nginx" else f"{our_outer}\n{outer}"
+    return ReverseProxy(directory, product, backends[-1], f"{our_lines}\n{lines}", outer)
 
 
 def faulty(directory: pathlib.Path, product: str, fault: str, backends: Sequence[str]) -> ReverseProxy:
