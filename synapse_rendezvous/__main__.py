@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from synapse_rendezvous import __version__, demo
+from synapse_rendezvous import __version__, demo, snippet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             " reachable from outside), play one rendezvous between two devices, and serve until Ctrl-C.",
         )
     )
+    snippet.add_arguments(
+        commands.add_parser(
+            "snippet",
+            help="print the configuration for a reverse proxy",
+            description="Print what a reverse proxy needs to serve the module well, to be pasted.",
+        )
+    )
     options = parser.parse_args(arguments)
+    if options.command == "snippet":
+        return snippet.run(product=options.product, host=options.host, upstream=options.upstream, paths=options.paths)
     return demo.run(port=options.port, ttl=options.ttl, once=options.once)
 
 

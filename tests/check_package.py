@@ -12,8 +12,16 @@ import venv
 import zipfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml"}
-IN_SDIST = {"LICENSE", "README.md", "CHANGELOG.md", "sample_config.yaml", "setup.cfg", "docs/protocol.md"}
+IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "snippets/nginx.conf"}
+IN_SDIST = {
+    "LICENSE",
+    "README.md",
+    "CHANGELOG.md",
+    "sample_config.yaml",
+    "setup.cfg",
+    "docs/protocol.md",
+    "contrib/nginx/rendezvous.conf",
+}
 
 
 def run(*command: str | pathlib.Path, cwd: pathlib.Path) -> str:

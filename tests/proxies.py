@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
@@ -14,16 +15,37 @@ class _Product(NamedTuple):
     program: str
     package: str
     arguments: tuple[str, ...]
+    server: str  # how one of those behind it is written
     config: str
 
 
-# Each forwards everything, says by which scheme it was asked, and otherwise does what it does by default. It runs in
-# the foreground, keeps its files in its folder and needs no user of its own.
+_APACHE_MODULES = (
+    "mpm_event",
+    "authz_core",
+    "brotli",
+    "cache",
+    "cache_socache",
+    "deflate",
+    "env",
+    "headers",
+    "lbmethod_byrequests",
+    "proxy",
+    "proxy_balancer",
+    "proxy_http",
+    "rewrite",
+    "slotmem_shm",
+    "socache_shmcb",
+)
+
+# Each forwards everything, says by which scheme it was asked, and otherwise does what it does by default: what is
+# loaded or set up beside does nothing until `lines` or `outer` use it. It runs in the foreground, keeps its files in
+# its folder and needs no user of its own.
 _PRODUCTS = {
     "nginx": _Product(
         "nginx",
         "nginx-light",
         ("-c", "%(config)s", "-e", "%(directory)s/error.log"),
+        "server %(address)s;",
         # Without a master process, which would make its worker another user, who cannot read the folder.
         """
         daemon off; master_process off; pid %(directory)s/nginx.pid; error_log %(directory)s/error.log;
@@ -33,10 +55,13 @@ _PRODUCTS = {
             client_body_temp_path %(directory)s/client_body; proxy_temp_path %(directory)s/proxy;
             fastcgi_temp_path %(directory)s/fastcgi; uwsgi_temp_path %(directory)s/uwsgi;
             scgi_temp_path %(directory)s/scgi;
+            proxy_cache_path %(directory)s/cache keys_zone=cache:1m;
+            upstream homeserver { %(servers)s }
             server {
                 listen %(host)s:%(port)d;
+                %(outer)s
                 location / {
-                    proxy_pass %(backend)s;
+                    proxy_pass http://homeserver;
                     proxy_set_header Host $http_host;
                     proxy_set_header X-Forwarded-Proto $scheme;
                     %(lines)s
@@ -49,23 +74,28 @@ _PRODUCTS = {
         "haproxy",
         "haproxy",
         ("-db", "-f", "%(config)s"),
+        "server synapse%(number)d %(address)s",
         """
         defaults
             mode http
             timeout connect 5s
             timeout client 75s
             timeout server 75s
+        cache kept
+            total-max-size 1
+        %(outer)s
         listen homeserver
             bind %(host)s:%(port)d
             http-request set-header X-Forwarded-Proto http
             %(lines)s
-            server synapse %(address)s
+            %(servers)s
         """,
     ),
     "apache": _Product(
         "apache2",
         "apache2",
         ("-D", "FOREGROUND", "-f", "%(config)s"),
+        "BalancerMember %(backend)s",
         """
         ServerRoot %(directory)s
         ServerName %(host)s
@@ -74,14 +104,14 @@ _PRODUCTS = {
         # Only for root, whom it does not like to be.
         User www-data
         Group www-data
-        LoadModule mpm_event_module /usr/lib/apache2/modules/mod_mpm_event.so
-        LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
-        LoadModule headers_module /usr/lib/apache2/modules/mod_headers.so
-        LoadModule proxy_module /usr/lib/apache2/modules/mod_proxy.so
-        LoadModule proxy_http_module /usr/lib/apache2/modules/mod_proxy_http.so
+        %(modules)s
         Listen %(host)s:%(port)d
+        %(outer)s
         ProxyPreserveHost on
-        ProxyPass / %(backend)s/ nocanon
+        <Proxy "balancer://homeserver">
+            %(servers)s
+        </Proxy>
+        ProxyPass / balancer://homeserver/ nocanon
         RequestHeader set X-Forwarded-Proto http
         %(lines)s
         """,
@@ -90,6 +120,7 @@ _PRODUCTS = {
         "caddy",
         "caddy",
         ("run", "--config", "%(config)s", "--adapter", "caddyfile"),
+        "%(backend)s",
         """
         {
             admin off
@@ -98,7 +129,8 @@ _PRODUCTS = {
         }
         http://:%(port)d {
             bind %(host)s
-            reverse_proxy %(backend)s {
+            %(outer)s
+            reverse_proxy %(servers)s {
                 %(lines)s
             }
         }
@@ -107,34 +139,64 @@ _PRODUCTS = {
 }
 
 
+def find_program(product: str) -> str:
+    """Return the path of a product's program. It skips the test where that is not installed."""
+    program, package, *_ = _PRODUCTS[product]
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
+    if path is None:
+        pytest.skip(f"{program} is not installed (Debian: apt install {package})")
+    return path
+
+
 class ReverseProxy(Server):
     """A reverse proxy that forwards everything. It skips the test where the product is not installed.
 
     Args:
         directory: an existing folder.
         product: `nginx`, `haproxy`, `apache` or `caddy`.
-        backend: a URL without a slash at its end, or what the product writes in its place for a unix socket.
+        backend: a URL without a slash at its end, or what the product writes in its place for a unix socket; or
+            several, which it asks in turn (Caddy at random, unless `lines` say otherwise).
         lines: more of its configuration, at the place where it says what is forwarded.
+        outer: more of its configuration, before that: nginx's `server`, Caddy's site, Apache's main server; HAProxy's
+            sections.
+
+    Attributes:
+        config: the file that holds its configuration.
     """
 
-    def __init__(self, directory: pathlib.Path, product: str, backend: str, lines: str = "") -> None:
-        program, package, arguments, config = _PRODUCTS[product]
-        path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
-        if path is None:
-            pytest.skip(f"{program} is not installed (Debian: apt install {package})")
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        product: str,
+        backend: str | Sequence[str],
+        lines: str = "",
+        outer: str = "",
+    ) -> None:
+        program = find_program(product)
+        _, _, arguments, server, config = _PRODUCTS[product]
         port = free_port()
         folder = directory / f"{product}-{port}"
         folder.mkdir()
+        self.config = folder / "config"
+        backends = [backend] if isinstance(backend, str) else backend
+        servers = [
+            server % {"number": number, "backend": backend, "address": backend.removeprefix("http://")}
+            for number, backend in enumerate(backends)
+        ]
         values = {
             "directory": folder,
-            "config": folder / "config",
+            "config": self.config,
             "host": HOST,
             "port": port,
-            "backend": backend,
-            "address": backend.removeprefix("http://"),
+            # A line each, but for Caddy, which has them in one.
+            "servers": (" " if product == "caddy" else "\n").join(servers),
+            "modules": "\n".join(
+                f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in _APACHE_MODULES
+            ),
             "lines": lines,
+            "outer": outer,
         }
-        (folder / "config").write_text(config % values + "\n")
+        self.config.write_text(config % values + "\n")
         # In an environment of its own, since Caddy keeps files at home.
-        command = ("env", "-i", f"HOME={folder}", path, *(argument % values for argument in arguments))
+        command = ("env", "-i", f"HOME={folder}", program, *(argument % values for argument in arguments))
         super().__init__(folder, product, port, *command)

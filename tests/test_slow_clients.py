@@ -1,9 +1,9 @@
 """Slow and broken clients hold nothing of ours, and honest ones pair meanwhile.
 
 What is left to the proxy: Synapse has no idle time-out, so whoever opens a connection and comes to a halt keeps it, and
-with it a file descriptor and what Twisted needs for it, for as long as they like. nginx, with the lines of README.md,
-reads requests to their end before it passes them on, gives up on those that take a minute (`client_header_timeout`,
-`client_body_timeout`, `send_timeout`), and takes answers off Synapse's hands.
+with it a file descriptor and what Twisted needs for it, for as long as they like. nginx, with what `synapse-rendezvous
+snippet` prints, reads requests to their end before it passes them on, gives up on those that take a minute
+(`client_header_timeout`, `client_body_timeout`, `send_timeout`), and takes answers off Synapse's hands.
 
 `SLOW_CLIENTS` is how many there are of each kind, `SLOW_S` how many seconds slowhttptest goes on.
 """
@@ -25,9 +25,10 @@ from urllib.parse import urlsplit
 import pytest
 from conftest import assert_clean
 from stack import UNLIMITED
-from test_deployment import ask, needs, recipe, start, start_nginx
+from test_deployment import ask, needs, start, start_nginx
 from test_floods import PATH, Connection, Honest, port_of, serve
 
+from synapse_rendezvous.snippet import render
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver
 
 CLIENTS = int(os.environ.get("SLOW_CLIENTS", "100"))
@@ -235,8 +236,7 @@ def test_slowhttptest(
     """While slowhttptest attacks in three ways, with most of the 512 connections that nginx has, pairings go on."""
     url = homeserver.url
     if behind == "nginx":
-        location = recipe("nginx", "location ^~ /_synapse/client/rendezvous", "../README.md")
-        url = start_nginx(tmp_path, start, location.replace("http://127.0.0.1:8008", url), url)
+        url = start_nginx(tmp_path, start, render("nginx", upstream=url.removeprefix("http://")), url)
     port = urlsplit(url).port
     assert port is not None
     slow = f"-c 120 -r 120 -i 1 -x 24 -p 5 -l {SLOW_S} -u {url}"
