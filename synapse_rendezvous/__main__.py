@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from synapse_rendezvous import __version__, demo, snippet
+from synapse_rendezvous.check import command as check
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             description="Print what a reverse proxy needs to serve the module well, to be pasted.",
         )
     )
+    check.add_arguments(
+        commands.add_parser(
+            "check",
+            help="ask a server through its public URL, and name what stands in the way of clients",
+            description="Play a rendezvous through the public URL of a server, as clients do, and name what a reverse"
+            " proxy or the configuration does to it, with the line to change. Needs no account; takes at most 20 s and"
+            " 60 requests. Exit status: 0 all is fine, 1 there are warnings, 2 it is broken, 3 it could not be tested.",
+        )
+    )
     options = parser.parse_args(arguments)
+    if options.command == "check":
+        return check.run(options)
     if options.command == "snippet":
         return snippet.run(product=options.product, host=options.host, upstream=options.upstream, paths=options.paths)
     return demo.run(port=options.port, ttl=options.ttl, once=options.once)

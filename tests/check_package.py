@@ -12,7 +12,7 @@ import venv
 import zipfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "snippets/nginx.conf"}
+IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "snippets/nginx.conf", "check/problems.yaml"}
 IN_SDIST = {
     "LICENSE",
     "README.md",

@@ -1,0 +1,116 @@
+"""A check from begin to end."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import attr
+from twisted.internet.defer import Deferred, FirstError
+
+from synapse_rendezvous.check.address import address
+from synapse_rendezvous.check.bounds import Held, hold, look_at_wait, sizes
+from synapse_rendezvous.check.command import DEFAULT_ORIGIN
+from synapse_rendezvous.check.connection import Family
+from synapse_rendezvous.check.creation import create
+from synapse_rendezvous.check.exchange import end, poll, read, read_again, write
+from synapse_rendezvous.check.findings import Findings, Report, Stopped
+from synapse_rendezvous.check.preflight import look_at_headers, preflight
+from synapse_rendezvous.check.probe import MAX_REQUESTS, MAX_S, OutOfBounds, Probe
+from synapse_rendezvous.check.problems import DEFAULT_PATH
+from synapse_rendezvous.check.reach import find_base, reach, typed
+from synapse_rendezvous.check.route import one_process, route, same_session
+from synapse_rendezvous.check.visit import Visit
+
+
+@attr.s(auto_attribs=True, frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be checked.
+
+    Attributes:
+        url: of the homeserver or of the collection, or a server name.
+        path: of the collection, where the URL does not say it.
+        origin: the origin that a web client would have.
+        family: which addresses are used.
+        source: the address to send from; by default whichever suits.
+        configs: homeserver.yaml and what is beside it.
+    """
+
+    url: str
+    path: str = DEFAULT_PATH
+    origin: str = DEFAULT_ORIGIN
+    family: Family = Family.ANY
+    source: str | None = None
+    configs: Sequence[str] = ()
+
+
+async def check(reactor: Any, order: Order) -> Report:
+    """Check a server; it takes 20 seconds at most.
+
+    Raises:
+        InvalidURL: the URL is none.
+    """
+    findings = Findings()
+    probe = Probe(reactor, family=order.family, source=order.source, origin=order.origin)
+    base, path = typed(order.url)
+    is_homeserver = not path
+    if order.configs:
+        # It needs Synapse, the rest of a check does not.
+        from synapse_rendezvous.check.configuration import read_configuration
+
+        path = path or read_configuration(order.configs, base, findings)
+    path = path or order.path
+    visit = Visit(probe, findings, base + path)
+    untested = "what was found above makes it meaningless"
+    try:
+        if "://" not in order.url:
+            base = await find_base(probe, findings, base)
+            visit.collection = base + path
+        await reach(probe, findings, base, is_homeserver=is_homeserver)
+        await _visit(visit)
+    except Stopped:
+        if visit.session:
+            with contextlib.suppress(OutOfBounds):
+                await visit.ask("DELETE", "DELETE", visit.session)
+    except (OutOfBounds, FirstError) as error:
+        if isinstance(error, FirstError) and not error.subFailure.check(OutOfBounds):
+            raise
+        findings.add("reach.slow", f"{probe.requests} requests in {probe.seconds:.1f} s")
+        untested = f"a check ends after {MAX_S:.0f} s or {MAX_REQUESTS} requests"
+    look_at_headers(visit)
+    product = await probe.identify(visit.collection) if findings.needs_product() else probe.product
+    seconds = probe.seconds
+    await probe.close()
+    found = findings.finished(product, urlsplit(visit.collection).path, untested)
+    return Report(visit.collection, product, found, probe.requests, seconds)
+
+
+async def _visit(visit: Visit) -> None:
+    """Play a rendezvous, and look at what is around it."""
+    await route(visit)
+    await one_process(visit)
+    holding: Deferred[Held | str] = Deferred.fromCoroutine(hold(visit))
+    try:
+        await create(visit)
+        await read(visit)
+        await preflight(visit)
+        if visit.tag:
+            await poll(visit)
+        else:
+            visit.findings.not_tested("poll", "there is no ETag")
+        await write(visit)
+        if visit.tag:
+            await poll(visit)  # again: a cache does not know this revision
+            if not visit.findings.has_problem("poll"):
+                visit.findings.ok("poll", "If-None-Match is answered with 304, with ETag, Expires and Last-Modified")
+        await read_again(visit)
+        if "cache.stale" not in visit.findings:
+            await same_session(visit)
+        await sizes(visit)
+        await address(visit)
+        await end(visit)
+        look_at_wait(visit, await holding)
+    finally:
+        holding.addErrback(lambda _failure: None)
+        holding.cancel()  # it ends its session then
+        await holding

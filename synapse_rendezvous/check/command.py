@@ -1,0 +1,93 @@
+"""The command `check`: its options, and what becomes of its report. It imports without Synapse."""
+
+import argparse
+import importlib.util
+import os
+import sys
+
+DEFAULT_ORIGIN = "https://app.element.io"
+COULD_NOT_TEST = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `check`."""
+    parser.add_argument(
+        "url",
+        metavar="URL",
+        help="the homeserver's URL for clients, or its server name (whose well-known file is followed), or the URL of"
+        " the collection, where that is not at /_synapse/client/rendezvous",
+    )
+    parser.add_argument(
+        "-c",
+        "--config",
+        dest="configs",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="look at homeserver.yaml as well; several times, or a folder, as for Synapse",
+    )
+    parser.add_argument("--json", action="store_true", help="write the report for programs")
+    parser.add_argument("--anonymize", action="store_true", help="leave host names and addresses out of the report")
+    parser.add_argument(
+        "--origin", metavar="URL", default=DEFAULT_ORIGIN, help="that of the web client (default: %(default)s)"
+    )
+    family = parser.add_mutually_exclusive_group()
+    family.add_argument("--ipv4", dest="family", action="store_const", const="IPV4", help="use no other addresses")
+    family.add_argument("--ipv6", dest="family", action="store_const", const="IPV6", help="use no other addresses")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check a server and write the report.
+
+    Returns:
+        The exit status: 0 if all is fine, 1 if there are warnings, 2 if it is broken, 3 if it could not be tested.
+    """
+    needed = ["OpenSSL", "yaml", *(["synapse"] if options.configs else [])]
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
+        return _refuse(
+            f"{' and '.join(missing)} cannot be imported by {sys.executable}. Run this where Synapse is installed."
+        )
+    from twisted.internet import defer, task
+
+    from synapse_rendezvous.check.checking import Order, check
+    from synapse_rendezvous.check.connection import Family
+    from synapse_rendezvous.check.findings import Report
+    from synapse_rendezvous.check.reach import InvalidURL, typed
+    from synapse_rendezvous.check.report import anonymized, as_json, as_text
+
+    try:
+        typed(options.url)
+    except InvalidURL as error:
+        return _refuse(str(error))
+    order = Order(
+        url=options.url, origin=options.origin, family=Family[options.family or "ANY"], configs=options.configs
+    )
+    reports: list[Report] = []
+
+    def main(reactor: object) -> "defer.Deferred[None]":
+        return defer.Deferred.fromCoroutine(check(reactor, order)).addCallback(reports.append)
+
+    try:
+        task.react(main, ())
+    except SystemExit:
+        if not reports:  # interrupted, or a defect, whose traceback has been written
+            return COULD_NOT_TEST
+    (report,) = reports
+    if options.anonymize:
+        report = anonymized(report)
+    if options.json:
+        print(as_json(report))
+        return report.status
+    try:
+        "✅".encode(sys.stdout.encoding)
+        has_signs = True
+    except UnicodeEncodeError:
+        has_signs = False
+    has_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    print(as_text(report, has_colour=has_colour, has_signs=has_signs))
+    return report.status
+
+
+def _refuse(why: str) -> int:
+    print(why, file=sys.stderr)
+    return COULD_NOT_TEST

@@ -1,0 +1,33 @@
+"""Checks several servers at once in one process, for the tests: reads orders as JSON from stdin, writes the reports."""
+
+import json
+import sys
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
+from twisted.internet.task import react
+
+from synapse_rendezvous.check.checking import Order, check
+from synapse_rendezvous.check.connection import Family
+from synapse_rendezvous.check.report import as_json
+
+AT_ONCE = 8
+
+
+def main(reactor: Any) -> "Deferred[None]":
+    """Check all, a few at a time."""
+    turns = DeferredSemaphore(AT_ONCE)
+
+    def check_one(order: dict[str, Any]) -> "Deferred[Any]":
+        family = Family[order.pop("family", "ANY")]
+        return Deferred.fromCoroutine(check(reactor, Order(**order, family=family)))
+
+    def write(reports: list[Any]) -> None:
+        print(f"[{','.join(map(as_json, reports))}]")
+
+    orders = json.load(sys.stdin)
+    reports = gatherResults([turns.run(check_one, order) for order in orders], consumeErrors=True)
+    return reports.addCallback(write)
+
+
+react(main, ())
