@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import assert_clean
+from recipes import recipe
 from stack import UNLIMITED
-from test_deployment import ask, needs, recipe, start, start_nginx
+from test_deployment import ask, needs, start, start_nginx
 from test_floods import PATH, Connection, Honest, port_of, serve
 
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver
