@@ -29,7 +29,8 @@ MODULES = [{"module": "synapse_rendezvous.RendezvousModule", "config": {}}]
 def ask(url: str, method: str, content: bytes = b"", **headers: str) -> tuple[int, Any, bytes]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-    connection.request(method, parts.path, content, {name.replace("_", "-"): value for name, value in headers.items()})
+    target = parts._replace(scheme="", netloc="").geturl()
+    connection.request(method, target, content, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     answer = response.status, response.headers, response.read()
     connection.close()

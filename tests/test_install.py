@@ -229,7 +229,8 @@ def test_nixos(tmp_path: pathlib.Path) -> None:
     call = """
         let
           python = {
-            setuptools = "setuptools"; attrs = "attrs"; twisted = "twisted";
+            setuptools = "setuptools"; attrs = "attrs"; prometheus-client = "prometheus-client";
+            twisted = "twisted";
             buildPythonPackage = arguments: arguments // { src = baseNameOf arguments.src; };
           };
         in (import ./rendezvous.nix { pkgs.matrix-synapse-unwrapped.python.pkgs = python; }).services.matrix-synapse
@@ -244,7 +245,7 @@ def test_nixos(tmp_path: pathlib.Path) -> None:
     (package,) = service["plugins"]
     setup = (DOCS.parent / "setup.cfg").read_text()
     needed = setup.split("install_requires =\n")[1].split("\n\n")[0].splitlines()
-    assert sorted(line.split(">=")[0].strip() for line in needed) == package["dependencies"]
+    assert sorted(line.split(">=")[0].strip().replace("_", "-") for line in needed) == package["dependencies"]
     assert ("synapse-rendezvous", __version__) == (package["pname"], package["version"])
     assert f"synapse_rendezvous-{__version__}.tar.gz" == package["src"]
     assert [RendezvousConfig()] == loaded({"modules": service["settings"]["modules"]})
