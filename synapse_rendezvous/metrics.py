@@ -55,6 +55,7 @@ _DIALECTS = ("msc3886", "msc4108", "msc4388")
 _METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE")
 _OUTCOMES = {
     200: "ok",
+    201: "ok",
     202: "ok",
     204: "ok",
     304: "not_modified",

@@ -1,8 +1,9 @@
 """Build the wheel and the sdist, install each into an empty environment beside Synapse, and start from it.
 
-Run as a script; takes a minute or two.
+Then do what docs/install.md says with pip. Run as a script; takes a minute or two.
 """
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +11,9 @@ import tarfile
 import tempfile
 import venv
 import zipfile
+
+import yaml
+from recipes import blocks, recipe
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "snippets/nginx.conf", "check/problems.yaml"}
@@ -30,6 +34,79 @@ def run(*command: str | pathlib.Path, cwd: pathlib.Path) -> str:
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout}\n{done.stderr}")
     return done.stdout
+
+
+class InstallPage:
+    """The commands of docs/install.md, run in an environment that has Synapse, with the packages that were built.
+
+    Args:
+        environment: the environment, without our package.
+        packages: the folder of the packages.
+        directory: an empty folder to work in.
+    """
+
+    def __init__(self, environment: pathlib.Path, packages: pathlib.Path, directory: pathlib.Path) -> None:
+        self._python = environment / "bin" / "python"
+        self._directory = directory
+        self._places = {
+            "sudo ": "",
+            "/path/to/synapse/env": str(environment),
+            "/opt/venvs/matrix-synapse": str(environment),
+            "/opt/synapse-modules": str(directory / "modules"),
+        }
+        self._environment = {
+            **os.environ,
+            "PATH": f"{environment}/bin:{os.environ['PATH']}",
+            "PIP_NO_INDEX": "1",  # what pip finds is what was built
+            "PIP_FIND_LINKS": str(packages),
+        }
+        minimal = {
+            "server_name": "localhost",
+            "report_stats": False,
+            "macaroon_secret_key": "secret",
+            "signing_key": "ed25519 a_key AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
+            "database": {"name": "sqlite3", "args": {"database": ":memory:"}},
+            "trusted_key_servers": [],
+        }
+        lines = blocks("yaml", "install.md")[0]
+        (directory / "homeserver.yaml").write_text(f"{yaml.safe_dump(minimal)}\n{lines}")
+
+    def follow(self) -> None:
+        """Install in each way, see that Synapse finds the module, and remove it as the page says."""
+        (remove,) = (block for block in blocks("sh", "install.md") if "uninstall" in block)
+        (read,) = (block for block in blocks("sh", "install.md") if "-c homeserver.yaml" in block)
+        ways = {"a virtual environment": "env/bin/pip install", "the Debian package": "matrix-synapse/bin/pip install"}
+        for way, part in ways.items():
+            self._try(way, recipe("sh", part, "install.md"), read, remove)
+        for image in recipe("dockerfile", "FROM", "install.md"), recipe("yaml", "dockerfile_body", "install.md"):
+            (line,) = (line for line in image.splitlines() if line.strip().startswith("RUN "))
+            self._try("an image", line.strip().removeprefix("RUN "), read, remove)
+        (target,) = (line for line in recipe("sh", "--target", "install.md").splitlines() if "--target" in line)
+        self._environment["PYTHONPATH"] = self._places["/opt/synapse-modules"]
+        self._try("a folder", target, read, "rm -r /opt/synapse-modules")
+
+    def _try(self, way: str, install: str, read: str, remove: str) -> None:
+        self._run(install)
+        printed = self._run(read)
+        if "RendezvousModule" not in printed:
+            raise SystemExit(f"{install} leads to:\n{printed}")
+        self._run(f"{self._python} -m synapse_rendezvous --version")
+        self._run(remove)
+        # And if the module is still in the list, or was forgotten:
+        printed = self._run(f"{read.strip()} 2>&1 || true")
+        if "No module named 'synapse_rendezvous'" not in printed:
+            raise SystemExit(f"After {remove.strip()}, Synapse says:\n{printed}")
+        print(f"docs/install.md: installed into {way}, found by Synapse, removed")
+
+    def _run(self, command: str) -> str:
+        for there, here in self._places.items():
+            command = command.replace(there, here)
+        done = subprocess.run(
+            command, shell=True, cwd=self._directory, env=self._environment, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"{command} failed:\n{done.stdout}\n{done.stderr}")
+        return done.stdout
 
 
 def main() -> None:
@@ -64,6 +141,9 @@ def main() -> None:
             if "8. It is gone." not in printed:
                 raise SystemExit(f"{package.name}: the demonstration did not get to its end:\n{printed}")
             print(f"{package.name}: installed, started, paired")
+        run(*pip, "uninstall", "--yes", "synapse-rendezvous", cwd=temporary)
+        (temporary / "page").mkdir()
+        InstallPage(environment, temporary / "dist", temporary / "page").follow()
 
 
 if __name__ == "__main__":

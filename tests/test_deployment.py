@@ -16,27 +16,21 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from conftest import assert_clean
+from recipes import recipe
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 
-DOCS = pathlib.Path(__file__).parent.parent / "docs"
 MSC4108 = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
 MSC4388 = "/_matrix/client/unstable/io.element.msc4388/rendezvous"
 MODULES = [{"module": "synapse_rendezvous.RendezvousModule", "config": {}}]
 
 
-def recipe(language: str, part: str, page: str = "clients.md") -> str:
-    """Return the code block of a page that has this part."""
-    blocks = re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    (block,) = (block for block in blocks if part in block)
-    return str(block)
-
-
 def ask(url: str, method: str, content: bytes = b"", **headers: str) -> tuple[int, Any, bytes]:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=60)
-    connection.request(method, parts.path, content, {name.replace("_", "-"): value for name, value in headers.items()})
+    target = parts._replace(scheme="", netloc="").geturl()
+    connection.request(method, target, content, {name.replace("_", "-"): value for name, value in headers.items()})
     response = connection.getresponse()
     answer = response.status, response.headers, response.read()
     connection.close()
