@@ -96,6 +96,7 @@ class Rendezvous:
         self.expires: datetime | None = None
         self._pool = pool
         self._etag: str | None = None  # of the last revision read or written here
+        self._seen: set[str | None] = set()  # those of all of them
         self._max_wait_ms = 0
         self._sending = DeferredLock()
 
@@ -112,7 +113,7 @@ class Rendezvous:
         answer = await session._request("POST", collection_url, payload)
         location = json.loads(answer.content).get("url") or answer.fields["location"]
         session.url = urljoin(collection_url, location)
-        session._etag = answer.fields.get("etag")
+        session._see(answer)
         await session._learn_max_wait()
         return session
 
@@ -141,8 +142,7 @@ class Rendezvous:
             if self._etag is None:
                 raise RuntimeError("Receive before you send: a write names the revision that it follows.")
             # If-Match makes it safe to send it again: the server answers a repetition as it answered the first.
-            answer = await self._request("PUT", self.url, payload, {"If-Match": self._etag})
-            self._etag = answer.fields.get("etag")
+            self._see(await self._request("PUT", self.url, payload, {"If-Match": self._etag}))
 
     async def receive(self) -> bytes:
         """Wait for the next payload of the other device, however long. To give up, cancel the Deferred.
@@ -163,8 +163,8 @@ class Rendezvous:
                 await deferLater(reactor, refusal.retry_after or POLL_S)
                 continue
             async with self._sending:  # what ended the waiting may be a write of our own, whose tag we get only then
-                if answer.status == 200 and answer.fields.get("etag") != self._etag:
-                    self._etag = answer.fields.get("etag")
+                if answer.status == 200 and answer.fields.get("etag") not in self._seen:
+                    self._see(answer)
                     return answer.content
             if answer.status == 304:  # a server that does not wait, or has no place for it, answers at once
                 await deferLater(reactor, max(0, started_s + POLL_S - reactor.seconds()))
@@ -178,6 +178,10 @@ class Rendezvous:
         """
         with suppress(Ended):
             await self._request("DELETE", self.url)
+
+    def _see(self, answer: Answer) -> None:
+        self._etag = answer.fields.get("etag")
+        self._seen.add(self._etag)
 
     async def _learn_max_wait(self) -> None:
         with suppress(Refused, ValueError, KeyError):  # another server, which does not offer it
@@ -222,6 +226,7 @@ class Rendezvous:
                 params={"timeout": str(wait_ms)} if wait_ms else None,
                 headers=Headers({name: [value] for name, value in fields.items()}),
                 data=payload,
+                allow_redirects=False,
                 pool=self._pool,
             )
             raw = response.headers.getAllRawHeaders()

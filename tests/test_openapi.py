@@ -127,7 +127,7 @@ def test_valid() -> None:
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A homeserver that limits nobody, and where waiting is short."""
-    config = {"long_poll": {"max_wait": 20}, "per_client": UNLIMITED, **ENDLESS}
+    config = {"long_poll": {"max_wait": 20}, "max_sessions": 1_000_000, "per_client": UNLIMITED, **ENDLESS}
     homeserver = throwaway(tmp_path_factory.mktemp("quick"), config)
     try:
         homeserver.start()
