@@ -82,6 +82,13 @@ class Answer(NamedTuple):
         value = self.fields.get("retry-after", "")
         return int(value) if value.isdecimal() else 0
 
+    @property
+    def reason(self) -> str:
+        """What an error says, for a person."""
+        with suppress(ValueError, KeyError, TypeError):  # a proxy's errors may be anything
+            return str(json.loads(self.content)["error"])
+        return f"The server answers {self.status}."
+
 
 class Rendezvous:
     """A session, as one device sees it. Use `create` or `join`.
@@ -211,7 +218,7 @@ class Rendezvous:
             raise Ended("The session is over.")
         if answer.status == 412:
             raise Conflict("The other device wrote first.")
-        raise Refused(f"{method} was answered with {answer.status}.", answer.status, answer.retry_after)
+        raise Refused(answer.reason, answer.status, answer.retry_after)
 
     async def _exchange(
         self, method: str, url: str, payload: bytes | None, fields: Fields, wait_ms: int

@@ -1,10 +1,12 @@
 """The client in examples/rendezvous.py against real homeservers, used as whoever copies it would use it."""
 
 import contextlib
+import json
 import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from conftest import assert_clean
 from rendezvous import Conflict, Ended, Refused, Rendezvous, Unreachable, reactor
 from stack import ENDLESS, UNLIMITED, RedisServer
-from test_deployment import MSC4108, needs, recipe
+from test_deployment import DOCS, MSC4108, ask, needs, recipe
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.protocols.portforward import ProxyClient, ProxyClientFactory, ProxyFactory, ProxyServer
@@ -321,6 +323,33 @@ class DelegationTestCase(ClientTestCase):
         self.assertTrue(here.url.startswith(f"{self.homeserver.url}{PATH}/msc4108/"))
         await there.send(b"answer")
         self.assertEqual(b"answer", await here.receive())
+
+
+def test_exchanges(homeserver: ThrowawayHomeserver) -> None:
+    """What docs/clients.md shows of HTTP is what is sent and answered, one after the other."""
+    page = (DOCS / "clients.md").read_text().partition("# Leading clients here")[0]
+    blocks = re.findall(r"\n\n((?:    .*\n|\n(?=    ))+)", page)
+    real: dict[str, str] = {}
+    for block in map(textwrap.dedent, blocks):
+        for shown, value in real.items():
+            block = block.replace(shown, value)
+        request, _, answers = re.split(r"^(?=(\d{3})\b)", block, maxsplit=1, flags=re.MULTILINE)
+        head, _, content = request.partition("\n\n")
+        line, *lines = head.splitlines()
+        method, path = line.split()
+        fields = dict(line.split(": ") for line in lines)
+        # `ask` leaves the query out, so nobody waits.
+        status, headers, body = ask(homeserver.url + path, method, content.strip().encode(), **fields)
+        assert str(status) in re.findall(r"^\d{3}", answers, re.MULTILINE), block
+        for name in re.findall(r"^(?:\d+)? +([A-Z][\w-]+): ", answers, re.MULTILINE):
+            assert name in headers, block
+        if tag := re.search(r'ETag: "(\w+)"', answers):
+            real[tag[1]] = headers["ETag"].strip('"')
+        for key in re.findall(r'"(\w+)":', answers):
+            assert key in json.loads(body), block
+        if url := re.search(r'"url":"https://\S+/([\w-]+)"', answers):
+            real[url[1]] = json.loads(body)["url"].rpartition("/")[2]
+    assert 5 == len(blocks)
 
 
 def test_program(homeserver: ThrowawayHomeserver) -> None:
