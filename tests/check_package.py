@@ -14,6 +14,7 @@ import zipfile
 ROOT = pathlib.Path(__file__).parent.parent
 IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml"}
 IN_SDIST = {"LICENSE", "README.md", "CHANGELOG.md", "sample_config.yaml", "setup.cfg", "docs/protocol.md"}
+IN_SDIST |= {"docs/openapi.yaml", "examples/rendezvous.py"}
 
 
 def run(*command: str | pathlib.Path, cwd: pathlib.Path) -> str:
