@@ -25,6 +25,8 @@ IN_SDIST = {
     "setup.cfg",
     "docs/protocol.md",
     "contrib/nginx/rendezvous.conf",
+    "docs/openapi.yaml",
+    "examples/rendezvous.py",
 }
 
 
