@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: run test lint format bench bench-stores bench-waiting package test-oldest clean
 
-run: .venv/run ## Start a throw-away homeserver and play a rendezvous. Options: make run ARGS="--port 0 --ttl 30s --once"
+run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
 
 test: .venv/dev ## Run all tests. Options for pytest: make test ARGS="-k preconditions"
@@ -46,7 +46,7 @@ clean: ## Remove everything that the other targets made.
 
 .venv/run: .venv/bin/python setup.cfg pyproject.toml
 	@echo "Installing Synapse and this package into .venv (once, about a minute) ..."
-	@$(PIP) install --editable . 'matrix-synapse>=1.140'
+	@$(PIP) install --editable '.[demo]' 'matrix-synapse>=1.140'
 	@touch $@
 
 .venv/dev: .venv/bin/python setup.cfg pyproject.toml

@@ -12,7 +12,7 @@ import venv
 import zipfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml"}
+IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "demo_page/index.html"}
 IN_SDIST = {"LICENSE", "README.md", "CHANGELOG.md", "sample_config.yaml", "setup.cfg", "docs/protocol.md"}
 
 

@@ -113,7 +113,7 @@ def test_links() -> None:
 def test_layers() -> None:
     """Imports go downwards only, and Synapse's private homeserver is touched in one room."""
     layers = [
-        ["__main__", "demo", "throwaway"],
+        ["__main__", "demo", "page", "throwaway", "certificate"],
         ["module"],
         ["resource"],
         ["redis_store"],

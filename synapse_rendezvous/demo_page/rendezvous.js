@@ -30,7 +30,7 @@ export class Conflict extends Error {}
 /** The session is over: its time is up, or a device ended it. */
 export class Ended extends Error {}
 
-/** The server does not want to. `status` says why; `retryAfter`, if the server told it, in how many seconds it might. */
+/** The server does not want to: `status` and the message say why, `retryAfter`, if it told, in how many seconds it may. */
 export class Refused extends Error {
   constructor(status, retryAfter, message) {
     super(message);
@@ -206,8 +206,16 @@ export class Rendezvous {
       }
       if (exchange.status === 404 && url.startsWith(this.url)) throw new Ended("The session is over.");
       if (exchange.status === 412) throw new Conflict("The other device wrote first.");
-      throw new Refused(exchange.status, retryAfter, `${method} was answered with ${exchange.status}.`);
+      throw new Refused(exchange.status, retryAfter, reason(exchange));
     }
+  }
+}
+
+function reason({ method, status, text }) {
+  try {
+    return JSON.parse(text).error; // as all answers of Matrix
+  } catch {
+    return `${method} was answered with ${status}.`; // by something else, such as a proxy
   }
 }
 
