@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint format bench bench-stores bench-waiting package test-oldest clean
+.PHONY: run test lint format screenshots bench bench-stores bench-waiting package test-oldest clean
 
 run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
@@ -21,6 +21,9 @@ lint: .venv/dev ## Check style and types.
 format: .venv/dev ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshots: .venv/dev ## Take the pictures of the demonstration's page that the documents show; needs chromium and chromedriver.
+	$(BIN)/python tests/take_screenshots.py
 
 bench: .venv/dev ## Compare with a bare Twisted resource in the same Synapse; needs wrk.
 	$(BIN)/python benchmarks/compare.py $(ARGS)

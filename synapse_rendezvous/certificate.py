@@ -29,7 +29,7 @@ class Certificate:
 
         Args:
             directory: where the two files go.
-            host: the IP address that it is for.
+            host: the IPv4 address that it is for.
         """
         # They come with Synapse, and whoever imports us may have to say first that it is missing.
         from cryptography import x509
@@ -48,7 +48,7 @@ class Certificate:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(days=1))  # the phone's clock may be slow
             .not_valid_after(now + datetime.timedelta(days=DAYS))
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address(host))]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .sign(key, hashes.SHA256())

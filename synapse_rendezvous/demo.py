@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         default=HOST,
-        help="this machine's IP address in your network, so that phones reach page and homeserver; they then speak TLS,"
-        " with a certificate made on the fly (default: nobody but this machine)",
+        help="this machine's IPv4 address in your network, so that phones reach page and homeserver; both then speak"
+        " TLS with a certificate made on the fly (default: nobody but this machine)",
     )
     parser.add_argument("--ttl", help="how long a session lives, such as 30s (default: as in sample_config.yaml)")
     parser.add_argument("--once", action="store_true", help="end after the rendezvous instead of serving on")
@@ -55,7 +55,7 @@ def run(*, host: str, port: int, page_port: int, ttl: str | None, once: bool) ->
     """Run the demonstration.
 
     Args:
-        host: the IP address to listen at; with TLS, unless only this machine can reach it.
+        host: the IPv4 address to listen at; with TLS, unless only this machine can reach it.
         port: where the homeserver listens; 0 for any free port.
         page_port: where the page listens; 0 for any free port.
         ttl: how long sessions live, as an operator would write it; None for the sample configuration's.
@@ -95,7 +95,7 @@ def _homeserver(host: str, port: int, ttl: str | None) -> Iterator[ThrowawayHome
     with tempfile.TemporaryDirectory(prefix="synapse_rendezvous_") as name:
         directory = pathlib.Path(name)
         # Browsers let pages use cryptography over TLS, and on their own machine.
-        certificate = None if ipaddress.ip_address(host).is_loopback else Certificate.make(directory, host)
+        certificate = None if ipaddress.IPv4Address(host).is_loopback else Certificate.make(directory, host)
         homeserver = ThrowawayHomeserver(directory, host=host, port=port, certificate=certificate, modules=modules)
         print(f"Starting Synapse {version} with synapse_rendezvous {__version__} at {homeserver.url} ...", flush=True)
         with homeserver:
@@ -139,12 +139,12 @@ def _sample_modules(ttl: str | None) -> list[dict[str, Any]]:
 
 def _require_free(host: str, port: int, option: str) -> None:
     try:
-        address = ipaddress.ip_address(host)
+        is_usable = not ipaddress.IPv4Address(host).is_unspecified
     except ValueError:
-        address = ipaddress.ip_address(0)
-    if address.is_unspecified:
-        raise DemoError(f"--host must be an IP address of this machine, such as 192.168.1.20; not {host!r}.")
-    with socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET) as listener:
+        is_usable = False  # IPv6 as well: no Content-Security-Policy of the page could name it
+    if not is_usable:
+        raise DemoError(f"--host must be an IPv4 address of this machine, such as 192.168.1.20; not {host!r}.")
+    with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))

@@ -3,7 +3,6 @@
 import html
 import importlib.util
 import io
-import ipaddress
 import pathlib
 import socket
 import ssl
@@ -27,7 +26,7 @@ class Page:
 
     Args:
         collection_url: where the page's client makes sessions.
-        host: the IP address to listen at.
+        host: the IPv4 address to listen at.
         port: the port to listen at; 0 for any free one.
         certificate: for TLS; None for plain HTTP, which browsers take for secure on this machine only.
 
@@ -75,7 +74,6 @@ class _Server(ThreadingHTTPServer):
     headers: dict[str, str]
 
     def __init__(self, host: str, port: int, certificate: Certificate | None) -> None:
-        self.address_family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
         self._tls: ssl.SSLContext | None = None
         if certificate is not None:
             self._tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -30,7 +30,7 @@ class ThrowawayHomeserver:
         directory: an empty folder for its files.
         port: where it listens.
         modules: the `modules` list of its homeserver.yaml.
-        host: the IP address at which it listens; by default, this machine only can reach it.
+        host: the IPv4 address at which it listens; by default, this machine only can reach it.
         certificate: for TLS; None for plain HTTP.
         settings: more of its homeserver.yaml.
         environment: more of its environment.
@@ -178,15 +178,15 @@ def origin(host: str, port: int, *, is_tls: bool) -> str:
     """Return the origin of what listens there, such as `http://127.0.0.1:8008`.
 
     Args:
-        host: an IP address.
+        host: an IPv4 address.
         port: a port.
         is_tls: whether it speaks TLS.
     """
-    return f"{'https' if is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'https' if is_tls else 'http'}://{host}:{port}"
 
 
 def free_port(host: str = HOST) -> int:
-    """Return a port on which nothing listens now, at this IP address."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+    """Return a port on which nothing listens now, at this IPv4 address."""
+    with socket.socket() as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])

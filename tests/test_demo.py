@@ -91,9 +91,9 @@ def test_demo_mistakes() -> None:
     assert f"Port {port} is in use. Choose another with --page-port," in refused_page.stderr
     assert "--ttl must be a duration from 1s to 1h" in demo("--ttl", "soon", "--page-port", "0").stderr
     assert "cannot be used" in demo("--port", "99999", "--page-port", "0").stderr
-    for host in "0.0.0.0", "phone.local":
+    for host in "0.0.0.0", "fd00::2", "phone.local":
         assert (
-            f"--host must be an IP address of this machine, such as 192.168.1.20; not '{host}'."
+            f"--host must be an IPv4 address of this machine, such as 192.168.1.20; not '{host}'."
             in demo("--host", host).stderr
         )
     strange = demo("--host", "203.0.113.77").stderr

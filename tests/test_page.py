@@ -4,19 +4,23 @@ The homeserver is real, and the page is on another origin, so what they exchange
 """
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
 import pathlib
 import re
 import sys
+import threading
 import urllib.parse
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from chromium import Device, start_chromium, wait_until
 from conftest import assert_clean
+from proxies import ReverseProxy
 
 from synapse_rendezvous.certificate import Certificate
 from synapse_rendezvous.demo import COLLECTION
@@ -29,9 +33,9 @@ if TYPE_CHECKING:
 Devices = tuple[Device, Device]
 
 
-def homeserver(directory: pathlib.Path, certificate: Certificate | None = None, **config: Any) -> ThrowawayHomeserver:
-    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": config}]
-    return ThrowawayHomeserver(directory, port=free_port(), certificate=certificate, modules=modules)
+def homeserver(directory: pathlib.Path, config: dict[str, Any] | None = None, **options: Any) -> ThrowawayHomeserver:
+    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": config or {}}]
+    return ThrowawayHomeserver(directory, **{"port": free_port(), "modules": modules, **options})
 
 
 def page_of(server: ThrowawayHomeserver) -> Page:
@@ -342,8 +346,8 @@ def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
     """A server that refuses, a session that expires, a server that is gone: the page says what to do, and goes on."""
     laptop, phone = devices
     rare = {"create": {"per_second": 0.4, "burst_count": 1}}
-    server = homeserver(tmp_path, ttl="10s", max_sessions=1, per_client=rare)
-    with server, page_of(server) as page:
+    config = {"ttl": "9s", "max_sessions": 1, "per_client": rare, "long_poll": {"max_wait": 0}}
+    with homeserver(tmp_path, config) as server, page_of(server) as page:
         offer(laptop, page.url)
         phone.open(page.url)
         phone.wait_for("start")
@@ -358,6 +362,9 @@ def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
 
         laptop.wait_for("over")
         assert "The time is over" == laptop.text("title")
+        # This server does not wait, so it was asked each second.
+        assert 2 < int(laptop.text("reads")) <= int(laptop.text("polls")) + 1
+        assert not [row for row in laptop.requests() if row[1] == "waits"]
         laptop.click("#restart")
         laptop.wait_for("invite")
         server.stop()
@@ -372,6 +379,91 @@ def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
         laptop.wait_for("invite")
 
 
+class Forgetful(ThreadingHTTPServer):
+    """A proxy, in a `with` statement, that can lose answers to writes.
+
+    Args:
+        backend: what it forwards to.
+
+    Attributes:
+        url: where it listens.
+        to_lose: how many answers to writes it loses yet.
+    """
+
+    def __init__(self, backend: str) -> None:
+        proxy = self
+        self.to_lose = 0
+
+        class Forward(BaseHTTPRequestHandler):
+            def forward(self) -> None:
+                connection = http.client.HTTPConnection(urllib.parse.urlsplit(backend).netloc, timeout=60)
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                connection.request(self.command, self.path, content, dict(self.headers))
+                response = connection.getresponse()
+                answer = response.read()
+                connection.close()
+                if self.command == "PUT" and proxy.to_lose:
+                    proxy.to_lose -= 1
+                    return
+                self.send_response_only(response.status)
+                for name, value in response.getheaders():
+                    if name not in ("Connection", "Transfer-Encoding"):
+                        self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = forward
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__((HOST, 0), Forward)
+        self.handle_error = lambda *_: None  # type: ignore[method-assign] # browsers leave when they like
+        self.url = f"http://{HOST}:{self.server_port}"
+
+    def __enter__(self) -> "Forgetful":
+        threading.Thread(target=self.serve_forever).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
+    """A proxy that weakens tags by compressing, and one that loses answers: each message arrives, and arrives once."""
+    laptop, phone = devices
+    port = free_port()
+    compress = "gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;"
+    with contextlib.ExitStack() as stack:
+        nginx = ReverseProxy(tmp_path, "nginx", f"http://{HOST}:{port}", compress)
+        proxy = stack.enter_context(Forgetful(nginx.url))
+        stack.enter_context(homeserver(tmp_path, port=port, settings={"public_baseurl": f"{proxy.url}/"}))
+        stack.callback(nginx.stop)
+        nginx.start()
+        page = stack.enter_context(Page(collection_url=proxy.url + COLLECTION, host=HOST, port=0))
+        connect(devices, page.url)
+        for count in 1, 2:
+            laptop.send("the same from both")
+            wait_until(lambda count=count: count == len(phone.messages("there")))  # type: ignore[misc]
+            phone.send("the same from both")
+            wait_until(lambda count=count: count == len(laptop.messages("there")))  # type: ignore[misc]
+        assert any(row[2].startswith("W/") for row in laptop.requests())
+
+        wait_until(lambda: "waits" == laptop.requests()[-1][1])
+        proxy.to_lose = 1
+        phone.send("once")
+        wait_until(lambda: "once" == laptop.messages("there")[-1])
+        wait_until(lambda: "202" == [row[1] for row in phone.requests() if row[0] == "PUT"][-1])
+        lost, repeated = [row for row in phone.requests() if row[0] == "PUT"][-2:]
+        assert (0, "no answer") == (proxy.to_lose, lost[4])
+        read = next(row for row in reversed(laptop.requests()) if row[:2] == ["GET", "200"])
+        assert repeated[2] == read[2].removeprefix("W/")  # nothing was written a second time
+        laptop.send("thank you")
+        wait_until(lambda: "thank you" == phone.messages("there")[-1])
+        assert 3 == len(laptop.messages("there"))
+
+
 def test_over_tls(tmp_path: pathlib.Path) -> None:
     """With a certificate made on the fly, of which the browser knows nothing but its key, two tabs pair over TLS."""
     from cryptography import x509
@@ -382,7 +474,7 @@ def test_over_tls(tmp_path: pathlib.Path) -> None:
     public_key = x509.load_pem_x509_certificate(certificate.path.read_bytes()).public_key()
     spki = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     known = base64.b64encode(hashlib.sha256(spki).digest()).decode()
-    with homeserver(tmp_path, certificate) as server, page_of(server) as page:
+    with homeserver(tmp_path, certificate=certificate) as server, page_of(server) as page:
         chrome = start_chromium(tmp_path / "profile", f"--ignore-certificate-errors-spki-list={known}")
         try:
             tab = Device(chrome, 1440, 900)

@@ -1,10 +1,10 @@
 /**
  * A secure channel for two devices, on a rendezvous server that is not trusted.
  *
- * One device offers: it makes a key pair and a session, and shows the session's URL and its public key as a QR code. The
- * other accepts: it makes a key pair, and writes its public key. Both derive the same keys (ECDH on P-256, then HKDF) and
- * a code, which people compare by eye. The code follows from the shared secret, so who gets in between, the server too,
- * has one chance in a million that both devices show the same. What is written from then on is encrypted (AES-GCM).
+ * One device offers: it makes a key pair and a session, and shows the session's URL and the public key as a QR code.
+ * The other accepts: it makes a key pair, and writes the public key. Both derive the same keys (ECDH on P-256, HKDF) and
+ * a code, which people compare by eye. The code follows from the shared secret, so who gets in between, the server
+ * too, has one chance in a million that both devices show the same. From then on, messages are encrypted (AES-GCM).
  *
  * A payload holds all messages of its writer that the other device has not confirmed to have read. So nothing is lost
  * when one device writes several times before the other reads.
@@ -78,8 +78,9 @@ export class Channel {
     return channel;
   }
 
-  /** Yields the other device's messages, until the session is over. To go on after Unreachable, begin again. */
+  /** Yields the other device's messages, until the session is over. To go on after an error, begin again. */
   async *messages() {
+    if (this.#unwritten) await this.write();
     for (;;) {
       const payload = this.#read(await this.session.receive());
       this.#unread = this.#unread.filter(({ number }) => number > payload.received);
@@ -102,7 +103,7 @@ export class Channel {
     await this.write();
   }
 
-  /** Writes what the other device has not read; after an error, write again. */
+  /** Writes what the other device has not read. What could not be written is written with the next, or here. */
   async write() {
     try {
       await this.session.send(await this.#payload());

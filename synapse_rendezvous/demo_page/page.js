@@ -66,7 +66,7 @@ function explain(error, retry) {
   } else if (error instanceof Unreachable) {
     again = retry;
     const { host } = new URL(collection);
-    show("stuck", "The server does not answer", `Does ${host} still run, and is the network there? Nothing is lost yet.`);
+    show("stuck", "The server does not answer", `Does ${host} run, and is the network there? Nothing is lost yet.`);
     element("again").disabled = false;
     element("again").textContent = "Try again";
   } else if (error instanceof Taken) {
@@ -75,7 +75,7 @@ function explain(error, retry) {
     channel?.session.cancel().catch(() => {});
     over("Somebody else wrote", "What came is not from the other device, so this page has ended the session.");
   } else {
-    over("This page has a defect", String(error));
+    over("Something unforeseen happened", String(error));
     throw error;
   }
 }
@@ -145,7 +145,8 @@ async function meet() {
       meet();
     });
   }
-  return compare();
+  compare();
+  return listen();
 }
 
 async function accept() {
@@ -160,13 +161,13 @@ async function accept() {
   } catch (error) {
     return explain(error, accept);
   }
-  return compare();
+  compare();
+  return listen();
 }
 
 function compare() {
   element("code").textContent = channel.code;
   show("compare", "Compare the codes", "Does the other device show the same code?");
-  listen();
 }
 
 async function listen() {
@@ -183,9 +184,8 @@ async function listen() {
 /** Goes on where it was, with the same session. */
 function resume() {
   if (confirmed) talk();
-  else show("compare", "Compare the codes", "Does the other device show the same code?");
+  else compare();
   listen();
-  write(() => channel.write());
 }
 
 function talk() {
@@ -232,7 +232,7 @@ function tell() {
   element("clock").hidden = left === undefined;
   if (left === undefined) return;
   const time = `${Math.floor(left / 60)}:${String(left % 60).padStart(2, "0")}`;
-  element("clock").textContent = `The session ends in ${time}, whatever is written.`;
+  element("clock").textContent = `This session ends in ${time}.`;
 }
 
 element("create").addEventListener("click", offer);
@@ -256,11 +256,10 @@ element("match").addEventListener("click", () => {
   talk();
 });
 element("differ").addEventListener("click", () =>
-  end("The session is ended", "Where the codes differ, somebody is in between; nothing was told to them. Try once more."),
+  end("The session is ended", "Where the codes differ, somebody is in between. Scan again, from the screen itself."),
 );
-for (const button of every(".end")) {
-  button.addEventListener("click", () => end("You ended the session", "It is deleted, and the other device is told so."));
-}
+const endHere = () => end("You ended the session", "It is deleted, and the other device learns of it.");
+for (const button of every(".end")) button.addEventListener("click", endHere);
 element("form").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = element("text").value;

@@ -1,18 +1,18 @@
 /**
  * A client of a rendezvous server: a mailbox in which two devices leave each other a message, for a few minutes.
- * Copy this file; it needs nothing else. It speaks MSC3886 and MSC4108, to any server that allows web clients.
+ * Copy this file; it needs nothing else. It speaks MSC3886 and MSC4108, from Chrome 116, Firefox 124, Safari 17.4 on.
  *
  *     const here = await Rendezvous.create("https://matrix.example.com/_synapse/client/rendezvous", "hello");
- *     show(here.url);                                   // as a QR code
+ *     show(here.url); // as a QR code
  *     const answer = await here.receive();
  *
- *     const there = await Rendezvous.join(scannedUrl);  // on the other device
+ *     const there = await Rendezvous.join(scannedUrl); // on the other device
  *     const hello = await there.receive();
  *     await there.send("it is me");
  *
  * What a client must know:
  *
- * - There is one payload at a time. Who writes replaces it, so take turns, or write all that the other has not read yet.
+ * - There is one payload at a time. Who writes replaces it: take turns, or write all that the other has not read yet.
  * - Each write names the revision that it follows (`If-Match`). If the other device wrote in between, it is refused
  *   (`Conflict`): receive, then send again.
  * - The server, and whoever knows the URL, can read and replace payloads. Encrypt, and compare a code by eye.
@@ -30,7 +30,7 @@ export class Conflict extends Error {}
 /** The session is over: its time is up, or a device ended it. */
 export class Ended extends Error {}
 
-/** The server does not want to: `status` and the message say why, `retryAfter`, if it told, in how many seconds it may. */
+/** The server refuses. `status` and the message say why; `retryAfter`, if known, in how many seconds it may not. */
 export class Refused extends Error {
   constructor(status, retryAfter, message) {
     super(message);
@@ -82,7 +82,7 @@ export class Rendezvous {
     const answer = await session.#request("POST", collectionUrl, { payload });
     const { url } = JSON.parse(answer.text);
     session.url = new URL(url ?? answer.location, collectionUrl).href;
-    session.#etag = answer.etag;
+    session.#follow(answer.etag);
     return session;
   }
 
@@ -103,8 +103,7 @@ export class Rendezvous {
   /**
    * Replaces the payload.
    * @param {string} payload
-   * @throws {Conflict} the other device wrote first. It may still have read this payload: where the answer was lost, it
-   *     was sent again
+   * @throws {Conflict} the other device wrote first; it may have read this, where it had to be sent more than once
    * @throws {Ended}
    * @throws {Refused} 429: too often, or too much; 413: too long
    * @throws {Unreachable} it may have arrived all the same
@@ -119,8 +118,7 @@ export class Rendezvous {
    * Waits for the next payload of the other device.
    * @param {{signal?: AbortSignal}} [options] `signal` gives up waiting
    * @returns {Promise<string>}
-   * @throws {Ended}
-   * @throws {Refused}
+   * @throws {Ended | Refused}
    * @throws {Unreachable} to go on later, receive again
    */
   async receive({ signal } = {}) {
@@ -133,8 +131,9 @@ export class Rendezvous {
       try {
         const answer = await this.#request("GET", url, { headers, waitMs: this.#etag ? waitMs : 0, signal });
         await this.#sending; // what ended the waiting may be a write of our own, whose tag is not known before
-        if (answer.status === 200 && answer.etag !== this.#etag) {
-          this.#etag = answer.etag;
+        const isKnown = this.#etag && opaque(answer.etag) === opaque(this.#etag);
+        if (answer.status === 200 && !isKnown) {
+          this.#follow(answer.etag);
           return answer.text;
         }
         // A server that does not wait, or has no place for it, answers at once: then ask each second.
@@ -159,6 +158,11 @@ export class Rendezvous {
     // `If-Match` makes it safe to send it again: the server answers a repetition as it answered the first.
     const headers = { "If-Match": this.#etag };
     const { etag } = await this.#request("PUT", this.url, { headers, payload, signal: this.#cancelling.signal });
+    this.#follow(etag);
+  }
+
+  #follow(etag) {
+    if (!etag) throw new Error("The ETag cannot be read: the server does not expose it, or an extension hides it.");
     this.#etag = etag;
   }
 
@@ -209,6 +213,11 @@ export class Rendezvous {
       throw new Refused(exchange.status, retryAfter, reason(exchange));
     }
   }
+}
+
+/** A tag without what proxies that compress add to it: W/"abc" or "abc-gzip" is still the revision "abc". */
+function opaque(etag) {
+  return etag?.replace(/^W\/|"|[-;]+(gzip|br|zstd|deflate)(?="?$)/g, "") ?? null;
 }
 
 function reason({ method, status, text }) {

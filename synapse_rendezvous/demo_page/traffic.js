@@ -128,5 +128,5 @@ export class Traffic {
 }
 
 function shortened(etag) {
-  return etag ? etag.replace(/^(.{7}).*(.)$/, "$1…$2") : "";
+  return etag ? etag.replace(/^((?:W\/)?.{7}).*(.)$/, "$1…$2") : "";
 }
