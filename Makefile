@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint format bench bench-stores bench-waiting package test-oldest clean
+.PHONY: run test lint format screenshots bench bench-stores bench-waiting package test-oldest clean
 
-run: .venv/run ## Start a throw-away homeserver and play a rendezvous. Options: make run ARGS="--port 0 --ttl 30s --once"
+run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
 
 test: .venv/dev ## Run all tests. Options for pytest: make test ARGS="-k preconditions"
@@ -21,6 +21,9 @@ lint: .venv/dev ## Check style and types.
 format: .venv/dev ## Format the code.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshots: .venv/dev ## Take the pictures of the demonstration's page that the documents show; needs chromium and chromedriver.
+	$(BIN)/python tests/take_screenshots.py
 
 bench: .venv/dev ## Compare with a bare Twisted resource in the same Synapse; needs wrk.
 	$(BIN)/python benchmarks/compare.py $(ARGS)
@@ -46,7 +49,7 @@ clean: ## Remove everything that the other targets made.
 
 .venv/run: .venv/bin/python setup.cfg pyproject.toml
 	@echo "Installing Synapse and this package into .venv (once, about a minute) ..."
-	@$(PIP) install --editable . 'matrix-synapse>=1.140'
+	@$(PIP) install --editable '.[demo]' 'matrix-synapse>=1.140'
 	@touch $@
 
 .venv/dev: .venv/bin/python setup.cfg pyproject.toml

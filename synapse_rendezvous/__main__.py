@@ -25,9 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_arguments(
         commands.add_parser(
             "demo",
-            help="start a throw-away homeserver with the module and play one rendezvous on it",
+            help="start a throw-away homeserver with the module, play one rendezvous on it, and serve a page for more",
             description="Start a throw-away Synapse with the module on this machine (SQLite, a temporary folder, not"
-            " reachable from outside), play one rendezvous between two devices, and serve until Ctrl-C.",
+            " reachable from outside unless you say --host), play one rendezvous between two devices, and serve a page"
+            " on which you pair two devices of your own, until Ctrl-C.",
         )
     )
     snippet.add_arguments(
@@ -51,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return check.run(options)
     if options.command == "snippet":
         return snippet.run(product=options.product, host=options.host, upstream=options.upstream, paths=options.paths)
-    return demo.run(port=options.port, ttl=options.ttl, once=options.once)
+    return demo.run(
+        host=options.host, port=options.port, page_port=options.page_port, ttl=options.ttl, once=options.once
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A throw-away homeserver to develop against, and one rendezvous played on it."""
+"""A throw-away homeserver to develop against, a rendezvous played on it, and a page to play another."""
 
 import argparse
 import contextlib
 import errno
 import http.client
 import importlib.util
+import ipaddress
 import json
 import pathlib
 import signal
@@ -16,9 +17,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from synapse_rendezvous import __version__
+from synapse_rendezvous.certificate import Certificate
+from synapse_rendezvous.page import Page
 from synapse_rendezvous.throwaway import HOST, DidNotStart, ThrowawayHomeserver, free_port
 
 DEFAULT_PORT = 8018
+DEFAULT_PAGE_PORT = 8019
 COLLECTION = "/_synapse/client/rendezvous"
 
 
@@ -31,15 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=int, default=DEFAULT_PORT, help=f"where to listen; 0 for any free port (default: {DEFAULT_PORT})"
     )
+    parser.add_argument(
+        "--page-port",
+        type=int,
+        default=DEFAULT_PAGE_PORT,
+        help=f"where the page listens; 0 for any free port (default: {DEFAULT_PAGE_PORT})",
+    )
+    parser.add_argument(
+        "--host",
+        default=HOST,
+        help="this machine's IPv4 address in your network, so that phones reach page and homeserver; both then speak"
+        " TLS with a certificate made on the fly (default: nobody but this machine)",
+    )
     parser.add_argument("--ttl", help="how long a session lives, such as 30s (default: as in sample_config.yaml)")
     parser.add_argument("--once", action="store_true", help="end after the rendezvous instead of serving on")
 
 
-def run(*, port: int, ttl: str | None, once: bool) -> int:
+def run(*, host: str, port: int, page_port: int, ttl: str | None, once: bool) -> int:
     """Run the demonstration.
 
     Args:
-        port: where to listen; 0 for any free port.
+        host: the IPv4 address to listen at; with TLS, unless only this machine can reach it.
+        port: where the homeserver listens; 0 for any free port.
+        page_port: where the page listens; 0 for any free port.
         ttl: how long sessions live, as an operator would write it; None for the sample configuration's.
         once: end after the rendezvous; otherwise serve until interrupted.
 
@@ -50,12 +68,12 @@ def run(*, port: int, ttl: str | None, once: bool) -> int:
     for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, _interrupt)
     try:
-        with _homeserver(port, ttl) as homeserver:
-            _play(homeserver.url)
+        if not once:
+            _require_free(host, page_port, "--page-port")
+        with _homeserver(host, port, ttl) as homeserver:
+            _play(homeserver)
             if not once:
-                _invite(homeserver.url)
-                homeserver.wait()
-                raise DemoError(f"Synapse ended. {homeserver.log_end()}")
+                _serve(homeserver, host, page_port)
     except (DemoError, DidNotStart) as error:
         print(error, file=sys.stderr)
         return 1
@@ -69,19 +87,19 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _homeserver(port: int, ttl: str | None) -> Iterator[ThrowawayHomeserver]:
+def _homeserver(host: str, port: int, ttl: str | None) -> Iterator[ThrowawayHomeserver]:
     version = _synapse_version()
     modules = _sample_modules(ttl)
-    port = port or free_port()
-    _require_free(port)
-    with tempfile.TemporaryDirectory(prefix="synapse_rendezvous_") as directory:
-        homeserver = ThrowawayHomeserver(pathlib.Path(directory), port=port, modules=modules)
+    port = port or free_port(host)
+    _require_free(host, port, "--port")
+    with tempfile.TemporaryDirectory(prefix="synapse_rendezvous_") as name:
+        directory = pathlib.Path(name)
+        # Browsers let pages use cryptography over TLS, and on their own machine.
+        certificate = None if ipaddress.IPv4Address(host).is_loopback else Certificate.make(directory, host)
+        homeserver = ThrowawayHomeserver(directory, host=host, port=port, certificate=certificate, modules=modules)
         print(f"Starting Synapse {version} with synapse_rendezvous {__version__} at {homeserver.url} ...", flush=True)
-        try:
-            homeserver.start()
+        with homeserver:
             yield homeserver
-        finally:
-            homeserver.stop()
 
 
 def _synapse_version() -> str:
@@ -119,25 +137,33 @@ def _sample_modules(ttl: str | None) -> list[dict[str, Any]]:
     return modules
 
 
-def _require_free(port: int) -> None:
+def _require_free(host: str, port: int, option: str) -> None:
+    try:
+        is_usable = not ipaddress.IPv4Address(host).is_unspecified
+    except ValueError:
+        is_usable = False  # IPv6 as well: no Content-Security-Policy of the page could name it
+    if not is_usable:
+        raise DemoError(f"--host must be an IPv4 address of this machine, such as 192.168.1.20; not {host!r}.")
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, port))
+            listener.bind((host, port))
         except (OSError, OverflowError) as error:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 raise DemoError(
-                    f"Port {port} is in use. Choose another with --port, or let --port 0 find a free one."
+                    f"Port {port} is in use. Choose another with {option}, or let {option} 0 find a free one."
                 ) from None
+            if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+                raise DemoError(f"--host {host} cannot be used: it is no address of this machine.") from None
             raise DemoError(f"Port {port} cannot be used: {error}") from None
 
 
 class _Device:
     """One of the two devices: sends requests, prints them, and remembers the tag it has seen last."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, connection: http.client.HTTPConnection) -> None:
         self._name = name
-        self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+        self._connection = connection
         self.tag = ""
 
     def send(
@@ -164,8 +190,8 @@ class _Device:
         return answer
 
 
-def _play(url: str) -> None:
-    new, known = _Device("new", url), _Device("signed-in", url)
+def _play(homeserver: ThrowawayHomeserver) -> None:
+    new, known = (_Device(name, homeserver.connect(timeout_s=30)) for name in ("new", "signed-in"))
     print("\nTwo devices of one person meet.\n")
     print("1. The new device makes a session, and shows its address as a QR code.")
     session = json.loads(new.send(200, "POST", COLLECTION, "hello, who is there?"))
@@ -187,22 +213,39 @@ def _play(url: str) -> None:
     known.send(404, "GET", path)
 
 
-def _invite(url: str) -> None:
-    collection = url + COLLECTION
+def _serve(homeserver: ThrowawayHomeserver, host: str, page_port: int) -> NoReturn:
+    collection = homeserver.url + COLLECTION
+    with Page(collection_url=collection, host=host, port=page_port, certificate=homeserver.certificate) as page:
+        _invite(homeserver, collection, page)
+        homeserver.wait()
+    raise DemoError(f"Synapse ended. {homeserver.log_end()}")
+
+
+def _invite(homeserver: ThrowawayHomeserver, collection: str, page: Page) -> None:
+    curl = "curl -i"
+    accept = ""
+    if homeserver.certificate is not None:
+        curl = "curl -ik"
+        accept = f"""
+Phones in your network reach both. Their browsers warn, because nobody vouches for a certificate made on the fly: accept
+it, once for the page and once for the rendezvous server. Its fingerprint (SHA-256) is
+{homeserver.certificate.fingerprint}
+"""
     print(
         f"""Now it is your turn. Serving until Ctrl-C:
 
-  {collection}       the rendezvous server: open it in a browser
-  {url}/_matrix/client/versions       the homeserver around it
+  {page.url}       pair two devices, and watch: open it in a browser
+  {collection}       the rendezvous server
+  {homeserver.url}/_matrix/client/versions       the homeserver around it
+{accept}
+Or by hand, with the id and the ETag that the second line answers in place of ID and ETAG:
 
-Try it, with the id and the ETag that the second line answers in place of ID and ETAG:
-
-  curl -i {collection}
-  curl -i -X POST -H 'Content-Type: text/plain' --data 'hello' {collection}
-  curl -i {collection}/ID
-  curl -i -H 'If-None-Match: "ETAG"' {collection}/ID
-  curl -i -X PUT -H 'If-Match: "ETAG"' -H 'Content-Type: text/plain' --data 'it is me' {collection}/ID
-  curl -i -X DELETE {collection}/ID
+  {curl} {collection}
+  {curl} -X POST -H 'Content-Type: text/plain' --data 'hello' {collection}
+  {curl} {collection}/ID
+  {curl} -H 'If-None-Match: "ETAG"' {collection}/ID
+  {curl} -X PUT -H 'If-Match: "ETAG"' -H 'Content-Type: text/plain' --data 'it is me' {collection}/ID
+  {curl} -X DELETE {collection}/ID
 """,
         flush=True,
     )

@@ -6,11 +6,14 @@ import json
 import os
 import pathlib
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from synapse_rendezvous.certificate import Certificate
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120
@@ -21,17 +24,22 @@ class DidNotStart(Exception):
 
 
 class ThrowawayHomeserver:
-    """A real Synapse in a process of its own that listens on this machine only and keeps nothing.
+    """A real Synapse in a process of its own that keeps nothing.
 
     Args:
         directory: an empty folder for its files.
         port: where it listens.
         modules: the `modules` list of its homeserver.yaml.
+        host: the IPv4 address at which it listens; by default, this machine only can reach it.
+        certificate: for TLS; None for plain HTTP.
         settings: more of its homeserver.yaml.
         environment: more of its environment.
 
+    In a `with` statement, it is started and stopped.
+
     Attributes:
         url: its address, without a slash at the end.
+        certificate: its certificate, if it speaks TLS.
         log: the file that holds its log.
     """
 
@@ -41,12 +49,15 @@ class ThrowawayHomeserver:
         *,
         port: int,
         modules: Sequence[Mapping[str, Any]],
+        host: str = HOST,
+        certificate: Certificate | None = None,
         settings: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.url = f"http://{HOST}:{port}"
+        self.url = origin(host, port, is_tls=certificate is not None)
         self.log = directory / "homeserver.log"
-        self._port = port
+        self._address = host, port
+        self.certificate = certificate
         self._config = directory / "homeserver.yaml"
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,17 +78,31 @@ class ThrowawayHomeserver:
                     "listeners": [
                         {
                             "port": port,
-                            "bind_addresses": [HOST],
+                            "bind_addresses": [host],
                             "type": "http",
+                            "tls": certificate is not None,
                             "resources": [{"names": ["client"]}],
                         }
                     ],
+                    "tls_certificate_path": str(certificate.path) if certificate else None,
+                    "tls_private_key_path": str(certificate.key_path) if certificate else None,
                     "modules": list(modules),
                     **(settings or {}),
                 },
                 indent=1,
             )
         )
+
+    def __enter__(self) -> "ThrowawayHomeserver":
+        try:
+            self.start()
+        except BaseException:  # an interrupt, too, must leave nothing behind
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     @property
     def pid(self) -> int:
@@ -127,8 +152,19 @@ class ThrowawayHomeserver:
             self._process.kill()
             self._process.wait()
 
+    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """Return a connection to it, which opens with the first request.
+
+        Args:
+            timeout_s: how many seconds it may be silent.
+        """
+        if self.certificate is None:
+            return http.client.HTTPConnection(*self._address, timeout=timeout_s)
+        trust = ssl.create_default_context(cafile=self.certificate.path)
+        return http.client.HTTPSConnection(*self._address, timeout=timeout_s, context=trust)
+
     def _healthy(self) -> bool:
-        connection = http.client.HTTPConnection(HOST, self._port, timeout=5)
+        connection = self.connect(timeout_s=5)
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200
@@ -138,8 +174,19 @@ class ThrowawayHomeserver:
             connection.close()
 
 
-def free_port() -> int:
-    """Return a port on which nothing listens now."""
+def origin(host: str, port: int, *, is_tls: bool) -> str:
+    """Return the origin of what listens there, such as `http://127.0.0.1:8008`.
+
+    Args:
+        host: an IPv4 address.
+        port: a port.
+        is_tls: whether it speaks TLS.
+    """
+    return f"{'https' if is_tls else 'http'}://{host}:{port}"
+
+
+def free_port(host: str = HOST) -> int:
+    """Return a port on which nothing listens now, at this IPv4 address."""
     with socket.socket() as listener:
-        listener.bind((HOST, 0))
+        listener.bind((host, 0))
         return int(listener.getsockname()[1])

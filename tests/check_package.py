@@ -17,6 +17,7 @@ from recipes import blocks, recipe
 
 ROOT = pathlib.Path(__file__).parent.parent
 IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "snippets/nginx.conf", "check/problems.yaml"}
+IN_WHEEL |= {"demo_page/index.html"}
 IN_SDIST = {
     "LICENSE",
     "README.md",

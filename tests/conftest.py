@@ -75,11 +75,8 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
             }
         ],
     )
-    try:
-        homeserver.start()
+    with homeserver:
         yield homeserver
-    finally:
-        homeserver.stop()
     assert_clean(homeserver)
 
 

@@ -7,14 +7,13 @@ is as careless as can be, it does so; so each test can fail.
 import http.client
 import json
 import pathlib
-import shutil
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from chromium import start_chromium, wait_until
 from conftest import assert_clean
 from proxies import ReverseProxy
 from stack import UNLIMITED
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 PATH = "/_synapse/client/rendezvous"
-# Without a sandbox, because it cannot have one where root starts it.
-FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync"""
 
 EMPTY_PAGE = "<style>iframe, object, embed, img { width: 90px; height: 90px }</style><body>"
 PAGES = {"html", "svg", "untyped"}
@@ -99,11 +95,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomese
     config = {"per_client": {**UNLIMITED, "miss": {"per_second": 0.001, "burst_count": 1}}}
     modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": config}]
     server = ThrowawayHomeserver(tmp_path_factory.mktemp("homeserver"), port=free_port(), modules=modules)
-    try:
-        server.start()
+    with server:
         yield server
-    finally:
-        server.stop()
     assert_clean(server)
 
 
@@ -114,17 +107,8 @@ def downloads(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def chrome(tmp_path_factory: pytest.TempPathFactory, downloads: pathlib.Path) -> Iterator["Chrome"]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed; `make test` installs it")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip("chromium or chromedriver is not installed (Debian: apt install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
-    # Both programs are named, so that selenium downloads none.
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    preferences = {"download.default_directory": str(downloads)}
+    chrome = start_chromium(tmp_path_factory.mktemp("profile"), preferences=preferences)
     yield chrome
     chrome.quit()
 
@@ -227,13 +211,6 @@ def stored(server: ThrowawayHomeserver, browser: Browser) -> dict[str, str]:
         paths[name] = f"{PATH}/{json.load(connection.getresponse())['id']}"
     connection.close()
     return paths
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", ["html", "untyped", "svg", "js"])

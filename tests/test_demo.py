@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from typing import Any
 
 import pytest
@@ -41,10 +42,11 @@ def test_demo_once() -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_demo_serves(ending: signal.Signals) -> None:
-    """The demonstration serves until it is interrupted, and leaves nothing behind."""
+    """The demonstration serves, its page too, until it is interrupted, and leaves nothing behind."""
     port = free_port()
+    arguments = ["--port", str(port), "--page-port", "0", "--ttl", "2s"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "synapse_rendezvous", "demo", "--port", str(port), "--ttl", "2s"],
+        [sys.executable, "-m", "synapse_rendezvous", "demo", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -58,6 +60,9 @@ def test_demo_serves(ending: signal.Signals) -> None:
     connection.request("GET", COLLECTION)
     assert 2000 == json.load(connection.getresponse())["ttl_ms"]
     connection.close()
+    (page,) = (line.split()[0] for line in lines if "pair two devices" in line)
+    with urllib.request.urlopen(page, timeout=60) as response:
+        assert f'data-collection="http://{HOST}:{port}{COLLECTION}"' in response.read().decode()
 
     process.send_signal(ending)
     rest, errors = process.communicate(timeout=60)
@@ -77,13 +82,22 @@ def test_demo_mistakes() -> None:
         busy.bind((HOST, 0))
         busy.listen()
         port = busy.getsockname()[1]
-        refused = demo("--port", str(port))
+        refused = demo("--port", str(port), "--page-port", "0")
+        refused_page = demo("--port", "0", "--page-port", str(port))
     assert (1, f"Port {port} is in use. Choose another with --port, or let --port 0 find a free one.\n") == (
         refused.returncode,
         refused.stderr,
     )
-    assert "--ttl must be a duration from 1s to 1h" in demo("--ttl", "soon").stderr
-    assert "cannot be used" in demo("--port", "99999").stderr
+    assert f"Port {port} is in use. Choose another with --page-port," in refused_page.stderr
+    assert "--ttl must be a duration from 1s to 1h" in demo("--ttl", "soon", "--page-port", "0").stderr
+    assert "cannot be used" in demo("--port", "99999", "--page-port", "0").stderr
+    for host in "0.0.0.0", "fd00::2", "phone.local":
+        assert (
+            f"--host must be an IPv4 address of this machine, such as 192.168.1.20; not '{host}'."
+            in demo("--host", host).stderr
+        )
+    strange = demo("--host", "203.0.113.77").stderr
+    assert "--host 203.0.113.77 cannot be used: it is no address of this machine." in strange
     assert str(DEFAULT_PORT) in demo("--help").stdout
 
 

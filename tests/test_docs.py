@@ -114,7 +114,7 @@ def test_links() -> None:
 def test_layers() -> None:
     """Imports go downwards only, and Synapse's private homeserver is touched in one room."""
     layers = [
-        ["__main__", "demo", "snippet", "throwaway"],
+        ["__main__", "certificate", "demo", "page", "snippet", "throwaway"],
         ["check.checking"],
         ["check.configuration", "check.bounds"],
         ["check.creation", "check.exchange", "check.preflight", "check.address"],
