@@ -14,9 +14,10 @@ import pytest
 import rendezvous
 import yaml
 from conftest import assert_clean
+from recipes import DOCS, recipe
 from rendezvous import Conflict, Ended, Refused, Rendezvous, Unreachable, reactor
 from stack import ENDLESS, UNLIMITED, RedisServer
-from test_deployment import DOCS, MSC4108, ask, needs, recipe
+from test_deployment import MSC4108, ask, needs
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.protocols.portforward import ProxyClient, ProxyClientFactory, ProxyFactory, ProxyServer

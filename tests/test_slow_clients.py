@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import assert_clean
-from recipes import recipe
 from stack import UNLIMITED
 from test_deployment import ask, needs, start, start_nginx
 from test_floods import PATH, Connection, Honest, port_of, serve
