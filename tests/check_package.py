@@ -26,6 +26,10 @@ IN_SDIST = {
     "setup.cfg",
     "docs/protocol.md",
     "contrib/nginx/rendezvous.conf",
+    "contrib/prometheus/synapse_rendezvous.rules.yml",
+    "contrib/grafana/synapse_rendezvous.json",
+    "docs/monitoring.png",
+    "tests/alerts.yml",
     "docs/openapi.yaml",
     "examples/rendezvous.py",
 }
