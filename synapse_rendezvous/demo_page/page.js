@@ -62,11 +62,12 @@ function explain(error, retry) {
     }
   } else if (error instanceof Refused) {
     if (error.status === 429) later(error, retry);
-    else over("The server does not want to", `It says: ${error.message}`);
+    else over("The server refuses", `It says: ${error.message}`);
   } else if (error instanceof Unreachable) {
     again = retry;
     const { host } = new URL(collection);
     show("stuck", "The server does not answer", `Does ${host} run, and is the network there? Nothing is lost yet.`);
+    element("stuck-certificate").hidden = !certificate;
     element("again").disabled = false;
     element("again").textContent = "Try again";
   } else if (error instanceof Taken) {
@@ -84,6 +85,7 @@ function explain(error, retry) {
 function later({ retryAfter = 1, message }, retry) {
   again = retry;
   show("stuck", "The server asks you to wait", `It says: ${message}. Nothing is lost; you can try again soon.`);
+  element("stuck-certificate").hidden = true;
   const button = element("again");
   const ready = performance.now() + 1000 * retryAfter;
   const tick = () => {
@@ -119,13 +121,11 @@ async function offer() {
   traffic.restart();
   ending = confirmed = false;
   held = [];
-  element("create").disabled = true;
+  show("meet", "Making a session", "One moment …");
   try {
     channel = await Channel.offer(collection, options);
   } catch (error) {
     return explain(error, offer);
-  } finally {
-    element("create").disabled = false;
   }
   const link = new URL(`#${await channel.invitation()}`, location.href).href;
   element("link").value = element("open").href = link;

@@ -30,7 +30,7 @@ export class Conflict extends Error {}
 /** The session is over: its time is up, or a device ended it. */
 export class Ended extends Error {}
 
-/** The server refuses. `status` and the message say why; `retryAfter`, if known, in how many seconds it may not. */
+/** The server refuses. `status` and the message say why; `retryAfter`, if known, in how many seconds to try again. */
 export class Refused extends Error {
   constructor(status, retryAfter, message) {
     super(message);
@@ -39,7 +39,7 @@ export class Refused extends Error {
   }
 }
 
-/** No answer came, not even to the last repetition. Browsers do not say whether the server or its CORS headers lack. */
+/** No answer came, not even to the last try. Browsers do not tell whether the server is gone or lacks CORS headers. */
 export class Unreachable extends Error {}
 
 /**
