@@ -96,7 +96,10 @@ LOCATIONS: dict[str, tuple[str, set[str]]] = {
     "hidden": ("proxy_hide_header Access-Control-Expose-Headers; %(ours)s", {"cors.expose"}),
     "uncors": ("proxy_hide_header Access-Control-Allow-Origin; %(ours)s", {"cors.missing"}),
     "undated": ("proxy_hide_header Last-Modified; %(ours)s", {"headers.missing", "poll.headers"}),
-    "unguarded": ("proxy_hide_header X-Content-Type-Options; %(ours)s", {"security.headers"}),
+    "unguarded": (
+        "proxy_hide_header X-Content-Type-Options; proxy_hide_header Content-Security-Policy; %(ours)s",
+        {"security.headers"},
+    ),
     "retyped": (
         "proxy_hide_header Content-Type; add_header Content-Type application/json; %(ours)s",
         {"type.changed"},
@@ -121,14 +124,14 @@ def serve(directory: pathlib.Path, name: str, config: dict[str, Any], **settings
     )
 
 
-EXEMPT, DENIED = "127.0.3.1", "127.0.4.1"
+DENIED = "127.0.4.1"
 
 
 def serve_oddly(directory: pathlib.Path, elsewhere: str) -> ThrowawayHomeserver:
     """Return a homeserver whose options are unusual.
 
     It compares tags strictly, serves MSC3886 where Synapse does not let browsers send conditions, hands out URLs that
-    lead to another homeserver, lets nobody create by MSC4108, and lets nobody wait.
+    lead to another homeserver, has few reads of a session, lets nobody create by MSC4108, and lets nobody wait.
     """
     return serve(
         directory,
@@ -136,7 +139,7 @@ def serve_oddly(directory: pathlib.Path, elsewhere: str) -> ThrowawayHomeserver:
         {
             "strict_etags": True,
             "long_poll": {"max_wait": 0},
-            "exempt": [EXEMPT],
+            "per_session": {"read": {"per_second": 0.001, "burst_count": 8}, "write": UNLIMITED["write"]},
             "deny": [DENIED],
             "dialects": {
                 "msc3886": {"path": MOVED},
@@ -279,7 +282,7 @@ class Scene:
         lines = "proxy_set_header X-Forwarded-For $remote_addr; " + FAULTS["nginx"]["compression"].lines
         proxy = self._run(ReverseProxy(self._directory, "nginx", self.odd.url, lines))
         self.order("odd", proxy.url + MOVED)
-        self.order("odd, exempt", self.odd.url + MOVED, source=EXEMPT)
+        self.order("odd, read too often", self.odd.url + MOVED)
         self.order("odd, denied", proxy.url + MOVED, source=DENIED)
         self.order("odd, closed", proxy.url + PATH)
 
@@ -436,10 +439,9 @@ def test_odd(reports: Reports) -> None:
     """What the options of the module can do to clients."""
     assert {"cors.preflight.headers", "create.url", "etag.weakened", "etag.rejected"} == found(reports["odd"])
     assert {"wait", "fresh", "sizes", "end"} <= untested(reports["odd"])
-    exempt = reports["odd, exempt"]
-    assert {"cors.preflight.headers", "create.url"} == found(exempt)
-    assert {"address", "wait"} == untested(exempt) - {"reach"}
-    assert "(`exempt`)" in said(exempt, "address")
+    limited = reports["odd, read too often"]
+    assert {"cors.preflight.headers", "create.url", "route.limited"} == found(limited)
+    assert {"wait", "sizes", "address", "end"} == untested(limited) - {"reach"}
     denied, closed = reports["odd, denied"], reports["odd, closed"]
     assert ({"route.denied"}, "not tested") == (found(denied), denied["verdict"])
     assert ({"create.refused"}, "not tested") == (found(closed), closed["verdict"])
@@ -493,7 +495,6 @@ def test_every_problem_is_found_somewhere(reports: Reports) -> None:
         "reach.versions",
         "reach.well_known",
         "route.builtin",
-        "route.limited",
         "write.failed",
         "write.replay",
     } == rest

@@ -32,7 +32,7 @@ async def address(visit: Visit) -> None:
 
 
 async def _client(visit: Visit, fields: dict[str, str]) -> str | None:
-    answer = await visit.ask("GET", "GET", past_caches(visit.collection), fields)
+    answer = await visit.ask("GET", past_caches(visit.collection), fields)
     client = answer.content.get("client") if isinstance(answer, Answer) else None
     return client if isinstance(client, str) else None
 

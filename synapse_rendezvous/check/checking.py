@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import attr
-from twisted.internet.defer import Deferred, FirstError
+from twisted.internet.defer import Deferred
 
 from synapse_rendezvous.check.address import address
 from synapse_rendezvous.check.bounds import Held, hold, look_at_wait, sizes
@@ -29,7 +29,6 @@ class Order:
 
     Attributes:
         url: of the homeserver or of the collection, or a server name.
-        path: of the collection, where the URL does not say it.
         origin: the origin that a web client would have.
         family: which addresses are used.
         source: the address to send from; by default whichever suits.
@@ -37,7 +36,6 @@ class Order:
     """
 
     url: str
-    path: str = DEFAULT_PATH
     origin: str = DEFAULT_ORIGIN
     family: Family = Family.ANY
     source: str | None = None
@@ -53,28 +51,20 @@ async def check(reactor: Any, order: Order) -> Report:
     findings = Findings()
     probe = Probe(reactor, family=order.family, source=order.source, origin=order.origin)
     base, path = typed(order.url)
-    is_homeserver = not path
-    if order.configs:
-        # It needs Synapse, the rest of a check does not.
-        from synapse_rendezvous.check.configuration import read_configuration
-
-        path = path or read_configuration(order.configs, base, findings)
-    path = path or order.path
-    visit = Visit(probe, findings, base + path)
+    visit = Visit(probe, findings, base + (path or DEFAULT_PATH))
     untested = "what was found above makes it meaningless"
     try:
         if "://" not in order.url:
             base = await find_base(probe, findings, base)
-            visit.collection = base + path
-        await reach(probe, findings, base, is_homeserver=is_homeserver)
+        configured = _read(order.configs, base, findings) if order.configs else ""
+        visit.collection = base + (path or configured or DEFAULT_PATH)
+        await reach(probe, findings, base, is_homeserver=not path)
         await _visit(visit)
     except Stopped:
         if visit.session:
-            with contextlib.suppress(OutOfBounds):
-                await visit.ask("DELETE", "DELETE", visit.session)
-    except (OutOfBounds, FirstError) as error:
-        if isinstance(error, FirstError) and not error.subFailure.check(OutOfBounds):
-            raise
+            with contextlib.suppress(OutOfBounds, Stopped):
+                await visit.ask("DELETE", visit.session)
+    except OutOfBounds:
         findings.add("reach.slow", f"{probe.requests} requests in {probe.seconds:.1f} s")
         untested = f"a check ends after {MAX_S:.0f} s or {MAX_REQUESTS} requests"
     look_at_headers(visit)
@@ -83,6 +73,13 @@ async def check(reactor: Any, order: Order) -> Report:
     await probe.close()
     found = findings.finished(product, urlsplit(visit.collection).path, untested)
     return Report(visit.collection, product, found, probe.requests, seconds)
+
+
+def _read(configs: Sequence[str], base: str, findings: Findings) -> str:
+    """Look at the configuration; return the path of the collection, if that is there."""
+    from synapse_rendezvous.check.configuration import read_configuration  # it needs Synapse, all else does not
+
+    return read_configuration(configs, base, findings)
 
 
 async def _visit(visit: Visit) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from synapse_rendezvous.check.answer import Answer
 from synapse_rendezvous.check.probe import Unanswered
 from synapse_rendezvous.check.reach import is_local
-from synapse_rendezvous.check.visit import Visit, code, whole
+from synapse_rendezvous.check.visit import Visit, has, whole
 
 _SIZE = 2000
 """How long payloads are: long enough for proxies to compress them."""
@@ -25,31 +25,31 @@ async def create(visit: Visit) -> None:
     """
     findings = visit.findings
     size = visit.size = min(_SIZE, visit.about["max_bytes"])
-    answer = await visit.ask("POST", "POST", visit.collection, body=visit.new_payload())
-    if code(answer) not in (200, 201) and not (isinstance(answer, Answer) and answer.is_ours):
+    answer = await visit.ask("POST", visit.collection, body=visit.new_payload())
+    if not has(answer, 200, 201) and not (isinstance(answer, Answer) and answer.is_ours):
         # Perhaps it was only too long for something on the way.
         visit.size = min(_SHORT, size)
-        again = await visit.ask("POST", "POST", visit.collection, body=visit.new_payload())
-        if code(again) in (200, 201):
+        again = await visit.ask("POST", visit.collection, body=visit.new_payload())
+        if has(again, 200, 201):
             findings.add("body.limit", f"a body of {size} bytes: {answer}", answer=whole(answer))
             answer = again
-    if isinstance(answer, Unanswered):
-        raise findings.stop("create.failed", answer)
-    if answer.code not in (200, 201) or not answer.is_ours:
-        refused = {401: "create.refused", 403: "create.refused", 429: "create.refused", 503: "create.unavailable"}
-        of_proxy = "route.method" if answer.code in (403, 404, 405) else "create.failed"
-        problem = refused.get(answer.code, "create.failed") if answer.is_ours else of_proxy
-        raise findings.stop(problem, f"POST: {answer}", answer=answer)
-    session_id = answer.content.get("id") or str(answer.content.get("url", "")).rpartition("/")[2]
-    if not session_id:
-        raise findings.stop("create.failed", f"POST: {answer}", answer=answer)
-    visit.session = f"{visit.collection}/{session_id}"
+    if not has(answer, 200, 201) or not visit.url_of(answer):
+        raise findings.stop(_why_not(answer), f"POST: {answer}", answer=whole(answer))
+    visit.session = visit.url_of(answer)
     visit.tag = answer.one("ETag") or ""
     findings.ok("create", f"POST made a session ({answer.code})")
     if not visit.tag:
         findings.add("etag.removed", "on the answer to POST", answer=answer)
     _look_at_dates(visit, answer)
     await _follow(visit, answer.content.get("url"))
+
+
+def _why_not(answer: Answer | Unanswered) -> str:
+    """Name the problem by the answer to a POST that made no session."""
+    if isinstance(answer, Answer) and answer.is_ours:
+        known = {401: "create.refused", 403: "create.refused", 503: "create.unavailable"}
+        return known.get(answer.code, "create.failed")
+    return "route.method" if has(answer, 403, 404, 405) else "create.failed"
 
 
 def _look_at_dates(visit: Visit, answer: Answer) -> None:
@@ -81,8 +81,8 @@ async def _follow(visit: Visit, url: object) -> None:
     if is_remote and (_is_local_name(given.hostname) or (asked.scheme, given.scheme) == ("https", "http")):
         visit.findings.add("create.url", url)
         return
-    answer = await visit.ask("GET of the session's URL", "GET", url, is_kept=False)
-    if code(answer) == 200:
+    answer = await visit.ask("GET", url, is_kept=False, name="GET of the session's URL")
+    if has(answer, 200):
         visit.findings.ok("create", f"the URL that the server hands out leads to it ({given.scheme}://{given.netloc})")
     elif is_remote or isinstance(answer, Answer):
         visit.findings.add("create.url", url, answer, answer=whole(answer))

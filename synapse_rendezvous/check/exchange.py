@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from synapse_rendezvous.check.answer import Answer
 from synapse_rendezvous.check.probe import Unanswered
-from synapse_rendezvous.check.visit import Visit, code, whole
+from synapse_rendezvous.check.visit import Visit, has, whole
 
 _REVISION = ("ETag", "Expires", "Last-Modified")
 
@@ -27,10 +27,10 @@ async def read(visit: Visit) -> None:
     """
     findings, made = visit.findings, visit.tag
     for coding in ("gzip, deflate, br, zstd", "identity"):
-        answer = await visit.ask("GET", "GET", visit.session, {"Accept-Encoding": coding})
-        if isinstance(answer, Unanswered) or answer.code != 200:
-            is_lost = isinstance(answer, Answer) and answer.code in (403, 404, 405)
-            raise findings.stop("route.ids" if is_lost else "read.failed", f"GET: {answer}", answer=whole(answer))
+        answer = await visit.ask("GET", visit.session, {"Accept-Encoding": coding})
+        if not has(answer, 200):
+            problem = "route.ids" if has(answer, 403, 404, 405) else "read.failed"
+            raise findings.stop(problem, f"GET: {answer}", answer=whole(answer))
         if coding != "identity":
             _look_at_coding(visit, answer)
         elif answer.body != visit.payload:
@@ -77,15 +77,13 @@ async def poll(visit: Visit) -> None:
     if findings.has_problem("poll") or "cache.stale" in findings:
         return
     fields = {"If-None-Match": visit.tag, "Accept-Encoding": "identity"}
-    answer = await visit.ask("GET with If-None-Match", "GET", visit.session, fields)
-    if isinstance(answer, Answer) and answer.code == 200 and visit.payload not in (b"", answer.body):
+    answer = await visit.ask("GET", visit.session, fields, name="GET with If-None-Match")
+    if has(answer, 200) and visit.payload not in (b"", answer.body):
         _tell_of_cache(visit, answer)
         return
-    if code(answer) != 304:
-        sent = f"If-None-Match: {visit.tag}"
-        findings.add("poll.ignored", sent, f"got: {code(answer) or answer}, not 304", answer=whole(answer))
+    if not has(answer, 304):
+        findings.add("poll.ignored", f"If-None-Match: {visit.tag}", f"got, not 304: {answer}", answer=whole(answer))
         return
-    assert isinstance(answer, Answer)  # noqa: S101
     missing = [name for name in _REVISION if answer.one(name) is None]
     if missing:
         findings.add("poll.headers", f"missing: {', '.join(missing)}", answer=answer)
@@ -105,30 +103,31 @@ async def write(visit: Visit) -> None:
     findings, old = visit.findings, visit.tag
     on_old = {"If-Match": old or "*"}
     payload = visit.new_payload()
-    answer = await visit.ask("PUT", "PUT", visit.session, on_old, payload)
-    if code(answer) == 412 and old:
+    answer = await visit.ask("PUT", visit.session, on_old, payload)
+    if has(answer, 412) and old:
         raise findings.stop("etag.rejected", f"If-Match: {old}", answer, answer=whole(answer))
-    if code(answer) != 202:
-        is_refused = code(answer) in (403, 404, 405) and isinstance(answer, Answer) and not answer.is_ours
-        problem = "route.method" if is_refused else "write.failed"
+    if not has(answer, 202):
+        problem = "route.method" if _is_refused(answer) else "write.failed"
         raise findings.stop(problem, f"PUT: {answer}", answer=whole(answer))
     _learn(visit, answer)
     if not (old and visit.tag):
         findings.not_tested("write", "writes on condition: there is no ETag")
         return
-    again = await visit.ask("PUT, sent twice", "PUT", visit.session, on_old, payload)
-    if code(again) != 202:
+    again = await visit.ask("PUT", visit.session, on_old, payload, name="PUT, sent twice")
+    if not has(again, 202):
         findings.add("write.replay", f"PUT, sent twice: {again}", answer=whole(again))
-    stale = await visit.ask("PUT with an old ETag", "PUT", visit.session, on_old, b"stale")
-    if code(stale) == 202:
+    stale = await visit.ask("PUT", visit.session, on_old, b"stale", name="PUT with an old ETag")
+    if has(stale, 202):
         visit.payload = b"stale"
         _learn(visit, stale)
         findings.add("write.unconditional", f"If-Match: {old}", answer=whole(stale))
     else:
         expect_error(visit, "PUT with an old ETag", 412, stale)
     payload = visit.new_payload()
-    chunked = await visit.ask("PUT, chunked", "PUT", visit.session, {"If-Match": visit.tag}, payload, is_chunked=True)
-    if code(chunked) == 202:
+    chunked = await visit.ask(
+        "PUT", visit.session, {"If-Match": visit.tag}, payload, is_chunked=True, name="PUT, chunked"
+    )
+    if has(chunked, 202):
         _learn(visit, chunked)
     else:
         visit.payload = b""  # whether it was stored is not known
@@ -139,13 +138,17 @@ async def write(visit: Visit) -> None:
 
 def expect_error(visit: Visit, name: str, status: int, answer: Answer | Unanswered) -> None:
     """Note where an error of the server did not arrive as the server words it."""
-    if code(answer) != status or not isinstance(answer, Answer) or not answer.is_ours:
+    if not has(answer, status) or not answer.is_ours:
         visit.replaced.append((f"{name}: {answer}, not {status} in JSON", whole(answer)))
 
 
-def _learn(visit: Visit, answer: Answer | Unanswered) -> None:
+def _is_refused(answer: Answer | Unanswered) -> bool:
+    """Whether something on the way does not let a method through."""
+    return has(answer, 403, 404, 405) and not answer.is_ours
+
+
+def _learn(visit: Visit, answer: Answer) -> None:
     """Take the new tag from the answer to a write."""
-    assert isinstance(answer, Answer)  # noqa: S101
     tag = answer.one("ETag") or ""
     if not tag and visit.tag and "etag.removed" not in visit.findings:
         visit.findings.add("etag.removed", "on the answer to PUT", answer=answer)
@@ -158,29 +161,28 @@ async def read_again(visit: Visit) -> None:
         visit.findings.not_tested("fresh", "what was written last is not known")
     if not visit.payload or "cache.stale" in visit.findings:
         return
-    answer = await visit.ask("GET", "GET", visit.session, {"Accept-Encoding": "identity"})
-    if isinstance(answer, Answer) and answer.code == 200 and answer.body == visit.payload:
-        visit.findings.ok("fresh", "a new message is seen at once")
-        return
-    if not isinstance(answer, Answer) or answer.code != 200:
+    answer = await visit.ask("GET", visit.session, {"Accept-Encoding": "identity"})
+    if not has(answer, 200):
         visit.findings.add("read.failed", f"GET after a PUT: {answer}", answer=whole(answer))
-        return
-    _tell_of_cache(visit, answer)
+    elif answer.body != visit.payload:
+        _tell_of_cache(visit, answer)
+    else:
+        visit.findings.ok("fresh", "a new message is seen at once")
 
 
 async def end(visit: Visit) -> None:
     """Look by HEAD, end the session, and see whether it has ended."""
     findings = visit.findings
-    head = await visit.ask("HEAD", "HEAD", visit.session)
-    if code(head) != 200:
+    head = await visit.ask("HEAD", visit.session)
+    if not has(head, 200):
         findings.add("end.head", f"HEAD: {head}", answer=whole(head))
-    deleted = await visit.ask("DELETE", "DELETE", visit.session)
-    if code(deleted) != 204:
-        is_refused = code(deleted) in (403, 404, 405) and isinstance(deleted, Answer) and not deleted.is_ours
-        findings.add("route.method" if is_refused else "end.failed", f"DELETE: {deleted}", answer=whole(deleted))
+    deleted = await visit.ask("DELETE", visit.session)
+    if not has(deleted, 204):
+        problem = "route.method" if _is_refused(deleted) else "end.failed"
+        findings.add(problem, f"DELETE: {deleted}", answer=whole(deleted))
         return
-    gone = await visit.ask("GET after DELETE", "GET", visit.session)
-    if code(gone) == 200 and isinstance(gone, Answer) and gone.is_ours:
+    gone = await visit.ask("GET", visit.session, name="GET after DELETE")
+    if has(gone, 200) and gone.is_ours:
         if "cache.stale" not in findings:
             findings.add("cache.stale", "GET after DELETE still finds the session", answer=gone)
     else:

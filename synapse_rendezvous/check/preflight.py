@@ -21,7 +21,7 @@ async def preflight(visit: Visit) -> None:
             "Access-Control-Request-Headers": ",".join(sorted(name.lower() for name in wanted)),
         }
         url = visit.collection if method == "POST" else visit.session
-        answer = await visit.ask(f"OPTIONS for {method}", "OPTIONS", url, fields, is_kept=False)
+        answer = await visit.ask("OPTIONS", url, fields, is_kept=False, name=f"OPTIONS for {method}")
         if isinstance(answer, Unanswered) or not 200 <= answer.code < 300:
             reached = answer if isinstance(answer, Answer) else None
             visit.findings.add("cors.preflight.status", f"OPTIONS: {answer}", answer=reached)

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from synapse_rendezvous.check.answer import Answer
 from synapse_rendezvous.check.probe import Unanswered
@@ -24,7 +24,7 @@ async def route(visit: Visit) -> None:
     Raises:
         Stopped: it is not the module that answers.
     """
-    answer = await visit.ask("GET", "GET", past_caches(visit.collection))
+    answer = await visit.ask("GET", past_caches(visit.collection))
     if isinstance(answer, Unanswered):
         raise visit.findings.stop("route.unexpected", answer)
     if answer.code == 200 and answer.content.get("name") == "synapse_rendezvous":
@@ -99,10 +99,14 @@ async def same_session(visit: Visit) -> None:
 
 async def _over_new_connections(visit: Visit, url: str) -> list[Answer]:
     """Return what was answered to the same question, each over a connection of its own."""
-    came = await gatherResults(
-        [Deferred.fromCoroutine(visit.ask("GET", "GET", past_caches(url), is_fresh=True)) for _ in range(CONNECTIONS)],
+    asking = gatherResults(
+        [Deferred.fromCoroutine(visit.ask("GET", past_caches(url), is_fresh=True)) for _ in range(CONNECTIONS)],
         consumeErrors=True,
     )
+    try:
+        came = await asking
+    except FirstError as error:
+        error.subFailure.raiseException()
     answers = [answer for answer in came if isinstance(answer, Answer)]
     if len(answers) < len(came):
         why = next(str(answer) for answer in came if isinstance(answer, Unanswered))

@@ -1,7 +1,7 @@
 """What all parts of a check share: whom they ask, what is known so far, and where they tell what they found."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import attr
 
@@ -45,41 +45,52 @@ class Visit:
         self.payload = (f"Payload number {self._payloads}. " * self.size)[: self.size].encode("ascii")
         return self.payload
 
+    def url_of(self, made: Answer) -> str:
+        """Return the URL of a session, by the answer to its creation; empty if that names none."""
+        content = made.content  # `id` in MSC3886, `url` in MSC4108
+        session_id = content.get("id") or str(content.get("url", "")).rpartition("/")[2]
+        return f"{self.collection}/{session_id}" if session_id else ""
+
     async def ask(
         self,
-        name: str,
         method: str,
         url: str,
         fields: Mapping[str, str] | None = None,
         body: bytes | None = None,
         *,
+        name: str | None = None,
         is_kept: bool = True,
         **options: Any,
     ) -> Answer | Unanswered:
         """Send a request; keep the answer if it seems to be the server's own. See `Probe.ask`.
 
         Args:
-            name: what is asked, for a person.
             method: GET and so on.
             url: absolute.
             fields: header fields.
             body: the content, which is sent as text/plain.
+            name: what is asked, for a person; by default the method.
             is_kept: whether the answer may be kept.
             options: those of `Probe.ask`.
+
+        Raises:
+            Stopped: the server refuses more requests for now.
         """
         fields = {**({} if body is None else {"Content-Type": "text/plain"}), **(fields or {})}
         try:
             answer = await self.probe.ask(method, url, fields, body, **options)
         except Unanswered as unanswered:
             return unanswered
+        if answer.code == 429 and answer.is_ours:
+            raise self.findings.stop("route.limited", f"{name or method}: {answer}", answer=answer)
         if is_kept and (answer.is_ours or (answer.code < 300 and not answer.is_page)):
-            self.answers.append((name, answer))
+            self.answers.append((name or method, answer))
         return answer
 
 
-def code(answer: Answer | Unanswered) -> int:
-    """Return the status; 0 where no answer came."""
-    return answer.code if isinstance(answer, Answer) else 0
+def has(answer: Answer | Unanswered, *codes: int) -> TypeGuard[Answer]:
+    """Whether an answer came, with one of these statuses."""
+    return isinstance(answer, Answer) and answer.code in codes
 
 
 def whole(answer: Answer | Unanswered) -> Answer | None:
