@@ -55,7 +55,8 @@ def run(*, product: str, host: str, upstream: str, paths: Sequence[str] | None) 
     Returns:
         The exit status, 0.
     """
-    print(render(product, host=host, upstream=upstream, paths=paths or DEFAULT_PATHS), end="")
+    unique = tuple(dict.fromkeys(paths or DEFAULT_PATHS))
+    print(render(product, host=host, upstream=upstream, paths=unique), end="")
     return 0
 
 

@@ -65,6 +65,12 @@ def test_values(product: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.count("/three") == default.count("/a")
 
 
+def test_path_given_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    """It stands there once, for nginx refuses two locations of one name."""
+    assert main(["snippet", "nginx", "--path", PATH, "--path", PATH]) == 0
+    assert capsys.readouterr().out == render("nginx", paths=[PATH])
+
+
 def test_default_paths() -> None:
     """By default they are those of the module."""
     dialects = RendezvousConfig().dialects
