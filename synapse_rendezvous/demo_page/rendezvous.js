@@ -57,6 +57,7 @@ export class Rendezvous {
 
   #observer;
   #etag; // of the last revision read or written here
+  #known = new Set(); // those of all of them
   #maxWaitMs = 0;
   #sending = Promise.resolve(); // settles when nothing is being sent
   #cancelling = new AbortController();
@@ -77,12 +78,12 @@ export class Rendezvous {
    */
   static async create(collectionUrl, payload, options) {
     const session = new Rendezvous(options);
-    await session.#learnMaxWait(collectionUrl);
     // Where the answer is lost, it is sent again. The first session, if there is one, ends unused.
     const answer = await session.#request("POST", collectionUrl, { payload });
     const { url } = JSON.parse(answer.text);
     session.url = new URL(url ?? answer.location, collectionUrl).href;
     session.#follow(answer.etag);
+    await session.#learnMaxWait();
     return session;
   }
 
@@ -96,7 +97,7 @@ export class Rendezvous {
   static async join(sessionUrl, options) {
     const session = new Rendezvous(options);
     session.url = sessionUrl;
-    await session.#learnMaxWait(new URL(".", sessionUrl).href);
+    await session.#learnMaxWait();
     return session;
   }
 
@@ -130,9 +131,9 @@ export class Rendezvous {
       const headers = this.#etag ? { "If-None-Match": this.#etag } : {};
       try {
         const answer = await this.#request("GET", url, { headers, waitMs: this.#etag ? waitMs : 0, signal });
-        await this.#sending; // what ended the waiting may be a write of our own, whose tag is not known before
-        const isKnown = this.#etag && opaque(answer.etag) === opaque(this.#etag);
-        if (answer.status === 200 && !isKnown) {
+        // What ended the waiting may be a write of our own, whose tag is not known before; by now perhaps not the last.
+        await this.#sending;
+        if (answer.status === 200 && !this.#known.has(opaque(answer.etag))) {
           this.#follow(answer.etag);
           return answer.text;
         }
@@ -164,11 +165,13 @@ export class Rendezvous {
   #follow(etag) {
     if (!etag) throw new Error("The ETag cannot be read: the server does not expose it, or an extension hides it.");
     this.#etag = etag;
+    this.#known.add(opaque(etag));
   }
 
-  async #learnMaxWait(collectionUrl) {
+  async #learnMaxWait() {
     try {
-      const { text } = await this.#request("GET", collectionUrl);
+      // Not where the session was made: a homeserver may only have sent us on from there.
+      const { text } = await this.#request("GET", new URL(".", this.url).href);
       this.#maxWaitMs = JSON.parse(text).max_wait_ms ?? 0;
     } catch (error) {
       if (error instanceof Unreachable) throw error; // others do not offer it
