@@ -29,7 +29,7 @@ class Request(NamedTuple):
 
     def raw(self, host: str, client: str | None = None) -> bytes:
         """Return it as it is sent to this host, by a proxy if it is for a client of another address."""
-        more = {} if client is None else {"X-Forwarded-For": client}
+        more = {} if client is None else {"X-Forwarded-For": client, "X-Forwarded-Proto": "https"}
         if self.content is not None:
             more["Content-Length"] = str(len(self.content))
         head = [f"{name}: {value}\r\n" for name, value in {"Host": host, **self.fields, **more}.items()]

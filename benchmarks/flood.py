@@ -26,8 +26,8 @@ FLOODERS = 32
 
 HONEST_PAUSE_S = 0.02
 
-FLOOD_ADDRESS = "203.0.113.1"
-honest = itertools.cycle(range(1, 255))
+numbers = itertools.cycle(range(1, 255))
+"""The ends of addresses: each time it is another client who is honest, and another who is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,9 @@ def poll(running: Running, connection: Connection, session: Session, seconds: fl
 def suffer(running: Running, wrk: str, directory: pathlib.Path, seconds: float, *, flooded: bool) -> Polls:
     """Poll for a while, in a flood or not."""
     clocks = Clocks([running.pid])
+    number = next(numbers)
     with contextlib.ExitStack() as stack:
-        connection = stack.enter_context(Connection(running.url, f"198.51.100.{next(honest)}"))
+        connection = stack.enter_context(Connection(running.url, f"198.51.100.{number}"))
         session = running.create(connection)
         nobody = Session("", "")
         flood = None
@@ -79,7 +80,7 @@ def suffer(running: Running, wrk: str, directory: pathlib.Path, seconds: float, 
                 [nobody],
                 directory=directory,
                 connections=FLOODERS,
-                client=FLOOD_ADDRESS,
+                client=f"203.0.113.{number}",
             )
             flood = stack.enter_context(load)
             flood.start()

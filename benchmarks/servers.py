@@ -114,11 +114,28 @@ def homeserver(
     settings: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> ThrowawayHomeserver:
-    """Return a homeserver with these modules, those of this folder among them, and more of its homeserver.yaml."""
+    """Return a homeserver with these modules, those of this folder among them, and more of its homeserver.yaml.
+
+    It believes a proxy that says for whom it asks.
+    """
     directory.mkdir(exist_ok=True)
+    port = free_port()
+    listener = {
+        "port": port,
+        "bind_addresses": [HOST],
+        "type": "http",
+        "x_forwarded": True,
+        "resources": [{"names": ["client"]}],
+    }
     path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     variables = {"PYTHONPATH": path, **(environment or {})}
-    return ThrowawayHomeserver(directory, port=free_port(), modules=modules, settings=settings, environment=variables)
+    return ThrowawayHomeserver(
+        directory,
+        port=port,
+        modules=modules,
+        settings={"listeners": [listener], **(settings or {})},
+        environment=variables,
+    )
 
 
 @contextlib.contextmanager
