@@ -26,7 +26,7 @@ FLOODERS = 32
 
 HONEST_PAUSE_S = 0.02
 
-numbers = itertools.cycle(range(1, 255))
+address_ends = itertools.cycle(range(1, 255))
 """The ends of addresses: each time it is another client who is honest, and another who is not."""
 
 
@@ -66,7 +66,7 @@ def poll(running: Running, connection: Connection, session: Session, seconds: fl
 def suffer(running: Running, wrk: str, directory: pathlib.Path, seconds: float, *, flooded: bool) -> Polls:
     """Poll for a while, in a flood or not."""
     clocks = Clocks([running.pid])
-    number = next(numbers)
+    number = next(address_ends)
     with contextlib.ExitStack() as stack:
         connection = stack.enter_context(Connection(running.url, f"198.51.100.{number}"))
         session = running.create(connection)
