@@ -45,6 +45,7 @@ def main(
     measure: Callable[[argparse.Namespace, pathlib.Path], Result],
     *,
     servers: Sequence[str] = (),
+    sessions: int = 100_000,
     facts: Mapping[str, str] | None = None,
 ) -> int:
     """Run a benchmark and print its result.
@@ -54,12 +55,13 @@ def main(
         description: of the benchmark.
         measure: is given the options and an empty folder.
         servers: those that `--servers` may choose from.
+        sessions: how many are many.
         facts: more of what the numbers depend on.
 
     Returns:
         The exit status: 0 when there is a result.
     """
-    arguments = _options(description, servers)
+    arguments = _options(description, servers, sessions)
     for interruption in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(interruption, lambda *_: sys.exit(1))  # so that the homeservers are ended as well
     environment = {**_environment(), **(facts or {})}
@@ -118,13 +120,13 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def _options(description: str | None, servers: Sequence[str]) -> argparse.Namespace:
+def _options(description: str | None, servers: Sequence[str], sessions: int) -> argparse.Namespace:
     """Read the command line. The bounds keep all sessions alive (for an hour) until the end."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     number = functools.partial(parser.add_argument, metavar="N")
     number("--rounds", type=_whole(1, 20), default=5, help="how often each side is measured (default: 5)")
     number("--seconds", type=_whole(1, 4), default=1, help="how long each side is loaded in a round (default: 1)")
-    number("--sessions", type=_whole(2, 500_000), default=100_000, help="how many are many (default: 100000)")
+    number("--sessions", type=_whole(2, 2_000_000), default=sessions, help=f"how many are many (default: {sessions})")
     parser.add_argument("--quick", action="store_true", help="1 round of 1 second, 200 sessions: only whether it works")
     parser.add_argument(
         "--json",

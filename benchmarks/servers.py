@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import synapse
+from synapse import synapse_rust
 from cli import HERE, find, progress
 from connection import BenchmarkError, Connection
 from dialects import PAYLOAD, BareDialect, Dialect, ETagDialect, JSONDialect, Session, checked
@@ -64,6 +65,9 @@ SERVERS = {
     "rust": Server("rust", RUST_DISTRIBUTION, ETagDialect("/_synapse/client/rust"), grows=True),
 }
 """By the names that `--servers` takes. What Synapse's own hold is fixed: from 200 on they end the oldest."""
+
+if not hasattr(synapse_rust, "msc4388_rendezvous"):  # before Synapse 1.149
+    del SERVERS["synapse_msc4388"]
 
 
 @dataclasses.dataclass(frozen=True)
