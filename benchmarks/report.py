@@ -6,6 +6,7 @@ The page has markers, `<!-- begin NAME -->` and `<!-- end NAME -->`; what stands
 import argparse
 import hashlib
 import json
+import operator
 import pathlib
 import re
 import statistics
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from handshake import REQUESTS
 from load import percentile
 from servers import SERVERS
 
@@ -34,7 +34,16 @@ PHASES = {"quiet": "in quiet", "flood": "in the flood"}
 INK = "#6e7781"
 """Readable on white and on black."""
 
-COLOURS = dict(zip(SERVERS, ("#8c959f", "#0a7d33", "#3fa45f", "#86c79a", "#2f81f7", "#d29922", "#b0690a", "#cf3f36")))
+COLOURS = {
+    "bare": "#8c959f",
+    "ours": "#0a7d33",
+    "ours_msc4108": "#3fa45f",
+    "ours_msc4388": "#86c79a",
+    "ours_redis": "#2f81f7",
+    "synapse_msc4108": "#d29922",
+    "synapse_msc4388": "#b0690a",
+    "rust": "#cf3f36",
+}
 
 Run = Mapping[str, Any]
 
@@ -47,7 +56,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Return the median and, in brackets, the least and the greatest."""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def label(name: str) -> str:
@@ -116,11 +125,11 @@ def sizes(numbers: Mapping[str, Any]) -> str:
     """Return a table of what a poll costs while many sessions live."""
     polls = {each["sessions"]: each["runs"] for each in measured(numbers, "poll")}
     rows = []
-    for name in polls[1]:
+    for name, holds in numbers["comparison"]["holds"].items():
         cells = [spread(ratios(runs, name, cost_us)) if name in runs else "" for runs in polls.values()]
-        holds = numbers["comparison"]["holds"][name]
-        rows.append([label(name), *cells, f"{holds}, then it ends the oldest" if holds else "what it is told to"])
-    return table(["live sessions", *(f"{size:,}" for size in polls), "holds"], [row for row in rows if row[2] or "," in row[-1]])
+        if cells[-1] or holds:
+            rows.append([label(name), *cells, f"{holds}, then it ends the oldest" if holds else "what it is told to"])
+    return table(["live sessions", *(f"{size:,}" for size in polls), "holds"], rows)
 
 
 def handshakes(numbers: Mapping[str, Any]) -> str:
@@ -172,7 +181,8 @@ def waiting(numbers: Mapping[str, Any]) -> str:
     return (
         f"{delivery}\n\n{cpu}\n\nA device sends {requests['waiting']:.1f} requests a minute while it waits, and"
         f" {requests['polling']:.1f} while it polls. While {held['requests']:,} requests wait at once, each takes"
-        f" {held['bytes'] / 1024:.1f} KiB of memory, and another client's poll {spread(slower)} times as long as in quiet."
+        f" {held['bytes'] / 1024:.1f} KiB of memory, and another client's poll takes {spread(slower)} times as long as"
+        " in quiet."
     )
 
 
@@ -188,9 +198,17 @@ def flood(numbers: Mapping[str, Any]) -> str:
         polls = [f"{flooded(runs, 50):.1f}, {flooded(runs, 99):.1f} ms" for runs in (phases["quiet"], phases["flood"])]
         runs = phases["flood"]
         lost = sum(run["lost"] for run in runs) / sum(len(run["late_ms"]) for run in runs)
-        rates = [f"{median(runs, lambda run: run[what]):,.0f}" for what in ("created", "refused")]
+        rates = [f"{median(runs, operator.itemgetter(what)):,.0f}" for what in ("created", "refused")]
         rows.append([label(name), *polls, f"{lost:.0%}", *rates, f"{median(runs, lambda run: run['cpu_share']):.0%}"])
-    head = ["", "poll in quiet, p50, p99", "in the flood", "answered 404", "created a second", "refused a second", "CPU"]
+    head = [
+        "",
+        "poll in quiet, p50, p99",
+        "in the flood",
+        "answered 404",
+        "created a second",
+        "refused",
+        "CPU",
+    ]
     return table(head, rows)
 
 
@@ -219,7 +237,8 @@ def capacity(numbers: Mapping[str, Any]) -> str:
         handshake_ms = median(numbers["comparison"]["handshakes"][name], lambda run: run["cpu_ms"])
         polling = 0.5 / (2 * poll_us / 1e6)
         waiting = polling * 60 / numbers["waiting"]["requests"]["waiting"]
-        rows.append([f"sessions in {store}", f"{handshake_ms:.0f} ms", *(f"{count:,.0f}" for count in (polling, waiting))])
+        counts = (f"{count:,.0f}" for count in (polling, waiting))
+        rows.append([f"sessions in {store}", f"{handshake_ms:.0f} ms", *counts])
     head = ["half a core", "CPU of a handshake", "pairings under way, polling each second", "waiting"]
     return table(head, rows)
 
@@ -298,11 +317,11 @@ def plot(numbers: Mapping[str, Any], directory: pathlib.Path) -> None:
 
     figure, axes = plt.subplots(figsize=(7, 2.8))
     floods = numbers["flood"]["polls"]
-    places = range(len(floods))
+    lines = range(len(floods))
     for offset, (phase, title), colour in zip((-0.2, 0.2), PHASES.items(), ("#2f81f7", "#cf3f36"), strict=True):
         widths = [flooded(floods[name][phase], 99) for name in floods]
-        axes.barh([place + offset for place in places], widths, height=0.36, color=colour, label=title)
-    axes.set_yticks(places, [SERVERS[name].label for name in floods])
+        axes.barh([line + offset for line in lines], widths, height=0.36, color=colour, label=title)
+    axes.set_yticks(lines, [SERVERS[name].label for name in floods])
     axes.invert_yaxis()
     axes.set_xlabel("how long an honest client's poll takes, p99, ms")
     axes.legend(frameon=False, fontsize=7)

@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import synapse
-from synapse import synapse_rust
 from cli import HERE, find, progress
 from connection import BenchmarkError, Connection
 from dialects import PAYLOAD, BareDialect, Dialect, ETagDialect, JSONDialect, Session, checked
 from stack import RedisServer
+from synapse import synapse_rust
 
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 

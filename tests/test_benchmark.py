@@ -9,13 +9,11 @@ import subprocess
 import sys
 
 import pytest
+import report
+from servers import SERVERS
 
 ROOT = pathlib.Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import report
-from servers import SERVERS
 
 needs_wrk = pytest.mark.skipif(
     shutil.which("wrk") is None, reason="wrk is not installed; it makes the load of the benchmarks"
