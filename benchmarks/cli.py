@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -16,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import synapse
 import twisted
 from connection import BenchmarkError
 
@@ -159,7 +159,7 @@ def _environment() -> dict[str, str]:
         "command": shlex.join(["python", *map(_name, sys.argv)]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "synapse_rendezvous": synapse_rendezvous.__version__,
-        "Synapse": synapse.__version__,
+        "Synapse": importlib.metadata.version("matrix-synapse"),
         "Twisted": twisted.__version__,
         "Python": platform.python_version(),
         "CPU": f"{os.cpu_count()} x {_cpu_model()}",

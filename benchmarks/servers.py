@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import synapse
 from cli import HERE, find, progress
 from connection import BenchmarkError, Connection
 from dialects import PAYLOAD, BareDialect, Dialect, ETagDialect, JSONDialect, Session, checked
@@ -145,7 +144,7 @@ def homeserver(
 @contextlib.contextmanager
 def running(homeservers: Sequence[ThrowawayHomeserver]) -> Iterator[None]:
     """Run homeservers, all of them at once."""
-    progress(f"Starting Synapse {synapse.__version__}")
+    progress("Starting Synapse")
     try:
         with ThreadPoolExecutor() as pool:
             list(pool.map(ThrowawayHomeserver.start, homeservers))
