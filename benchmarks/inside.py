@@ -46,7 +46,7 @@ class Notes:
 
 
 class InsideModule(Resource):
-    """Is told by POST how many sessions to create, and tells by GET what was noted.
+    """Is told by POST how many sessions to create, and tells by GET how far it is; with `?work`, also what was noted.
 
     Args:
         config: nothing.
@@ -83,8 +83,10 @@ class InsideModule(Resource):
         return b""
 
     def render_GET(self, request: Request) -> bytes:
-        """Tell how many of the wanted sessions were created, how many there are, and everything noted."""
-        told = {"created": self._created, "sessions": len(self._store), "work": self._notes.work}
+        """Tell how many of the wanted sessions were created and how many there are."""
+        told: dict[str, Any] = {"created": self._created, "sessions": len(self._store)}
+        if request.uri.endswith(b"?work"):  # takes long itself
+            told["work"] = self._notes.work
         return json.dumps(told).encode("ascii")
 
     def _fill(self) -> None:

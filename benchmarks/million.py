@@ -145,8 +145,8 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
     home = homeserver(directory / "million", modules, SETTINGS)
     with running([home]), Connection(home.url) as control:
 
-        def tell() -> dict[str, Any]:
-            told: dict[str, Any] = json.loads(control.ask(Request("GET", PATH)).content)
+        def tell(query: str = "") -> dict[str, Any]:
+            told: dict[str, Any] = json.loads(control.ask(Request("GET", PATH + query)).content)
             return told
 
         poller = Poller(Running(SERVERS["ours"], home.url, home.pid), ttl_s / 2)
@@ -173,7 +173,7 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
         time.sleep(1)
         ends_s.append(time.monotonic())
         poller.stop()
-        found = phases(ends_s, poller.answers, tell()["work"])
+        found = phases(ends_s, poller.answers, tell("?work")["work"])
     numbers = {
         "sessions": sessions,
         "bytes": bytes_each,
