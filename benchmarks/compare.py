@@ -14,7 +14,6 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from cli import Result, find_wrk, live, main, progress, spread
 from connection import BenchmarkError, Connection
@@ -22,6 +21,7 @@ from dialects import PAYLOAD, Session
 from handshake import Handshakes, play
 from load import TURN_S, Load, Probe, Work, percentile, resident_bytes
 from servers import SERVERS, Running, compared, rust_version
+from stack import RedisServer
 
 BARE = "bare"
 
@@ -176,7 +176,7 @@ class Comparison:
             raise BenchmarkError(f"The answers to {operation} differ: {shapes}")
 
 
-def used_memory(redis: Any) -> int:
+def used_memory(redis: RedisServer) -> int:
     """Return how much a Redis says it uses."""
     used = re.search(rb"used_memory:(\d+)", redis.command("INFO", "memory"))
     assert used is not None, "Redis always tells"

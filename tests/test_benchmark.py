@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import report
@@ -32,35 +33,32 @@ def run(script: str, *options: str, path: str = os.environ["PATH"]) -> subproces
 
 @needs_wrk
 @needs_redis
-def test_short_form(tmp_path: pathlib.Path) -> None:
-    """The short forms measure every operation on every server, and add to what the file has already."""
-    file = tmp_path / "result.json"
-    for script in ("compare.py", "flood.py"):
-        done = run(script, "--json", str(file))
-        assert done.returncode == 0, done.stderr
-        for server in SERVERS.values():
-            assert f"\n{server.label} " in done.stdout or f"\n  {server.label} " in done.stdout
+def test_short_forms(tmp_path: pathlib.Path) -> None:
+    """The short forms measure everything on every server, and keep what other benchmarks wrote to the same file."""
+    scripts = "compare.py", "flood.py", "million.py"
+    files = [tmp_path / f"{script}.json" for script in scripts]
+    for file in files:
+        file.write_text('{"other": 1}')
+    with ThreadPoolExecutor() as pool:  # how fast they are does not matter
+        done = list(pool.map(lambda script, file: run(script, "--json", str(file)), scripts, files))
+    assert [0, 0, 0] == [each.returncode for each in done], "\n".join(each.stderr for each in done)
+    found = [json.loads(file.read_text()) for file in files]
+    assert [1, 1, 1] == [each["other"] for each in found]
 
-    numbers = json.loads(file.read_text())
-    comparison, floods = numbers["comparison"], numbers["flood"]["polls"]
-    measured = {(each["operation"], each["sessions"]): each["runs"] for each in comparison["measurements"]}
-    assert {("poll", 1), ("poll", 200), ("read", 1), ("write", 1), ("create", 200)} == set(measured)
-    for operation, sessions in measured:
-        is_growth = (operation, sessions) == ("poll", 200)
-        names = {name for name, server in SERVERS.items() if server.grows or name == "bare" or not is_growth}
-        assert names == set(measured[operation, sessions])
+    comparison, floods, phases = found[0]["comparison"], found[1]["flood"]["polls"], found[2]["million"]["phases"]
+    growing = {name for name, server in SERVERS.items() if server.grows}
+    runs = {(each["operation"], each["sessions"]): set(each["runs"]) for each in comparison["measurements"]}
+    few = {(operation, 1): set(SERVERS) for operation in ("poll", "read", "write")}
+    assert {**few, ("poll", 200): {"bare", *growing}, ("create", 200): set(SERVERS)} == runs
     assert set(SERVERS) == set(comparison["handshakes"]) == set(floods)
-    assert {name for name, server in SERVERS.items() if server.grows} == set(comparison["memory"])
-    assert all(run["late_ms"] for phases in floods.values() for runs in phases.values() for run in runs)
-
-
-def test_million() -> None:
-    """So does that of many sessions, from the first one to the end of the last one."""
-    done = run("million.py")
-
-    assert done.returncode == 0, done.stderr
-    for phase in ("before", "while they are created", "while all live", "while they expire"):
-        assert f"\n{phase} " in done.stdout
+    assert growing == set(comparison["memory"])
+    assert all(run["late_ms"] for of_server in floods.values() for runs in of_server.values() for run in runs)
+    assert 4 == len(phases)
+    assert all(phase["polls"] for phase in phases)
+    for each, lines in zip(done, (SERVERS, SERVERS, phases), strict=True):
+        for line in lines:
+            name = SERVERS[line].label if isinstance(line, str) else line["name"]
+            assert re.search(rf"^ *{re.escape(name)}  ", each.stdout, re.MULTILINE)
 
 
 def test_page() -> None:
