@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint format screenshots bench bench-stores bench-waiting package test-oldest clean
+.PHONY: run test lint format screenshots bench bench-million performance package test-oldest clean
 
 run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
@@ -25,14 +25,16 @@ format: .venv/dev ## Format the code.
 screenshots: .venv/dev ## Take the pictures of the demonstration's page that the documents show; needs chromium and chromedriver.
 	$(BIN)/python tests/take_screenshots.py
 
-bench: .venv/dev ## Compare with a bare Twisted resource in the same Synapse; needs wrk.
+bench: .venv/dev ## Compare with the nearest servers; needs wrk and redis-server. Options: make bench ARGS="--json FILE"
 	$(BIN)/python benchmarks/compare.py $(ARGS)
-
-bench-stores: .venv/dev ## Compare sessions in Redis with sessions in memory, in the same Synapse; needs wrk and redis-server.
-	$(BIN)/python benchmarks/compare_stores.py $(ARGS)
-
-bench-waiting: .venv/dev ## Compare waiting with polling; needs redis-server.
+	$(BIN)/python benchmarks/flood.py $(ARGS)
 	$(BIN)/python benchmarks/waiting.py $(ARGS)
+
+bench-million: .venv/dev ## Let a million sessions live in one Synapse process.
+	$(BIN)/python benchmarks/million.py $(ARGS)
+
+performance: .venv/dev ## Write the tables and plots of docs/performance.md.
+	$(BIN)/python benchmarks/report.py $(ARGS)
 
 package: .venv/dev ## Build wheel and sdist, install each into an empty environment, and start from it.
 	$(BIN)/python tests/check_package.py

@@ -53,7 +53,7 @@ class ConstantResource(Resource):
             return NOT_DONE_YET
         return self._body
 
-    render_PUT = render_POST = render_GET
+    render_PUT = render_POST = render_DELETE = render_GET
 
 
 class BareModule:
@@ -74,6 +74,7 @@ class BareModule:
             "poll": ConstantResource(304, _REVISION, None),
             "read": ConstantResource(200, (_TEXT, _DOWNLOAD, *_REVISION), _PAYLOAD),
             "write": ConstantResource(202, (_TEXT, *_REVISION), b""),
+            "delete": ConstantResource(204, (), None),
             "create": ConstantResource(
                 200,
                 (

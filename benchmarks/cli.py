@@ -1,9 +1,9 @@
 """What the benchmarks have in common on the command line: options, what ends them, and how a result is told."""
 
 import argparse
-import contextlib
-import dataclasses
+import datetime
 import functools
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -11,18 +11,20 @@ import platform
 import shlex
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import synapse
 import twisted
-from benchmark import HERE, Comparison, progress
-from load import BenchmarkError, Run
+from connection import BenchmarkError
 
 import synapse_rendezvous
-from synapse_rendezvous.throwaway import DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.throwaway import DidNotStart
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "tests"))  # for stack.py
 
 
 class Result(NamedTuple):
@@ -37,30 +39,46 @@ class Result(NamedTuple):
     numbers: Mapping[str, Any]
 
 
-def main(description: str | None, measure: Callable[[argparse.Namespace, pathlib.Path], Result]) -> int:
+def main(
+    part: str,
+    description: str | None,
+    measure: Callable[[argparse.Namespace, pathlib.Path], Result],
+    *,
+    servers: Sequence[str] = (),
+    sessions: int = 100_000,
+    facts: Mapping[str, str] | None = None,
+) -> int:
     """Run a benchmark and print its result.
 
     Args:
+        part: what its numbers are called in the file of `--json`.
         description: of the benchmark.
         measure: is given the options and an empty folder.
+        servers: those that `--servers` may choose from.
+        sessions: how many are many.
+        facts: more of what the numbers depend on.
 
     Returns:
         The exit status: 0 when there is a result.
     """
-    arguments = _options(description)
+    arguments = _options(description, servers, sessions)
     for interruption in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(interruption, lambda *_: sys.exit(1))  # so that the homeserver is ended as well
+        signal.signal(interruption, lambda *_: sys.exit(1))  # so that the homeservers are ended as well
+    environment = {**_environment(), **(facts or {})}
     try:
+        if not sys.platform.startswith("linux"):
+            raise BenchmarkError("This benchmark runs only on Linux, which tells how long another process has worked.")
         with tempfile.TemporaryDirectory(prefix="synapse_rendezvous_") as name:
             result = measure(arguments, pathlib.Path(name))
     except (BenchmarkError, DidNotStart) as error:
         print(error, file=sys.stderr)
         return 1
-    facts = _environment()
-    print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+    print("\n".join(f"{name}: {value}" for name, value in environment.items()))
     print(f"\n{result.text}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"environment": facts, **result.numbers}, indent=1) + "\n")
+        known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+        known[part] = {"environment": environment, **result.numbers}
+        arguments.json.write_text(json.dumps(_rounded(known), separators=(",", ":"), sort_keys=True) + "\n")
     return 0
 
 
@@ -72,10 +90,8 @@ def find(program: str, purpose: str) -> str:
         purpose: what a benchmark does with it.
 
     Raises:
-        BenchmarkError: it is nowhere, or this is no machine to measure on.
+        BenchmarkError: it is nowhere.
     """
-    if not sys.platform.startswith("linux"):
-        raise BenchmarkError("This benchmark runs only on Linux, which tells how long another process has worked.")
     path = shutil.which(program)
     if path is None:
         raise BenchmarkError(
@@ -89,43 +105,39 @@ def find_wrk() -> str:
     return find("wrk", "makes its load with")
 
 
-@contextlib.contextmanager
-def running(
-    directory: pathlib.Path, modules: Sequence[Mapping[str, Any]], settings: Mapping[str, Any] | None = None
-) -> Iterator[ThrowawayHomeserver]:
-    """Run a homeserver with these modules, those of this folder among them, and more of its homeserver.yaml."""
-    progress(f"Starting Synapse {synapse.__version__}")
-    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    homeserver = ThrowawayHomeserver(
-        directory, port=free_port(), modules=modules, settings=settings, environment={"PYTHONPATH": path}
-    )
-    try:
-        homeserver.start()
-        yield homeserver
-    finally:
-        homeserver.stop()
+def progress(text: str) -> None:
+    """Tell whoever waits what is going on."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def raw(comparison: Comparison) -> dict[str, Any]:
-    """Return the numbers of a comparison."""
-    operation = dataclasses.asdict(comparison.operation)
-    return {"operation": operation, "sessions": comparison.sessions, **raw_runs(comparison.runs)}
+def live(sessions: int) -> str:
+    """Return how many sessions there are, in words."""
+    return f"{sessions:,} live session{'s' if sessions > 1 else ''}"
 
 
-def raw_runs(runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Return the numbers of the runs of each side."""
-    return {side: [dataclasses.asdict(run) for run in of_side] for side, of_side in runs.items()}
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median of some values and, in brackets, the least and the greatest."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def _options(description: str | None) -> argparse.Namespace:
+def _options(description: str | None, servers: Sequence[str], sessions: int) -> argparse.Namespace:
     """Read the command line. The bounds keep all sessions alive (for an hour) until the end."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     number = functools.partial(parser.add_argument, metavar="N")
-    number("--rounds", type=_whole(1, 20), default=9, help="how many ratios each operation gets (default: 9)")
-    number("--seconds", type=_whole(1, 10), default=2, help="how long each side is loaded in a round (default: 2)")
-    number("--sessions", type=_whole(2, 500_000), default=100_000, help="how many are many (default: 100000)")
+    number("--rounds", type=_whole(1, 20), default=5, help="how often each side is measured (default: 5)")
+    number("--seconds", type=_whole(1, 4), default=1, help="how long each side is loaded in a round (default: 1)")
+    number("--sessions", type=_whole(2, 2_000_000), default=sessions, help=f"how many are many (default: {sessions})")
     parser.add_argument("--quick", action="store_true", help="1 round of 1 second, 200 sessions: only whether it works")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write the raw numbers to this file as well")
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="write the raw numbers to this file as well, beside what other benchmarks wrote there",
+    )
+    if servers:
+        parser.add_argument(
+            "--servers", nargs="+", choices=servers, default=list(servers), metavar="NAME", help=", ".join(servers)
+        )
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.rounds, arguments.seconds, arguments.sessions = 1, 1, 200
@@ -144,13 +156,28 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
 def _environment() -> dict[str, str]:
     """Return what the numbers depend on."""
     return {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *map(_name, sys.argv)]),
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "synapse_rendezvous": synapse_rendezvous.__version__,
-        "Synapse": synapse.__version__,
+        "Synapse": importlib.metadata.version("matrix-synapse"),
         "Twisted": twisted.__version__,
         "Python": platform.python_version(),
         "CPU": f"{os.cpu_count()} x {_cpu_model()}",
     }
+
+
+def _name(argument: str) -> str:
+    """Return an argument as a command would have it in the project's folder."""
+    return argument.removeprefix(f"{HERE.parent}{os.sep}")
+
+
+def _rounded(value: Any) -> Any:
+    """Return the same with numbers no more exact than they were measured."""
+    if isinstance(value, Mapping):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _cpu_model() -> str:

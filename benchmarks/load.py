@@ -1,159 +1,222 @@
-"""The load: what a client asks for, wrk, which asks for it in turns, and what the servers spend meanwhile."""
+"""The load: wrk, which asks a server in turns, what the server spends meanwhile, and how soon it answers one client."""
 
 import contextlib
 import dataclasses
 import json
 import os
+import pathlib
+import random
 import signal
+import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
-PAYLOAD = b"x" * 1024
+from cli import HERE
+from connection import BenchmarkError, Connection
+from dialects import Session, checked
+from servers import Running
 
 TURN_S = 0.1
 """How long one side is loaded before it is the other's turn."""
 
+PROBE_S = 0.03
+"""For how long in each turn a single client asks, whose answers are timed."""
+
 SETTLE_S = 0.005
 """How long the server may need for the answers under way at the end of a turn."""
 
-
-class BenchmarkError(Exception):
-    """Why there is no result: one sentence, for whoever started the benchmark."""
+CONNECTIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Session:
-    """What a client knows of a session."""
-
-    id: str
-    etag: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """Something a client asks for.
-
-    Attributes:
-        name: for whoever reads the result.
-        method: of the request.
-        status: of every answer.
-        on_session: whether the request names a session.
-        polls: whether the request says which revision the client has.
-    """
-
-    name: str
-    method: str
-    status: int
-    on_session: bool = True
-    polls: bool = False
-
-    def request(self, path: str, session: Session) -> tuple[str, str, bytes | None, dict[str, str]]:
-        """Return method, target, content and header fields of a request, as `http.client` takes them."""
-        target = f"{path}/{session.id}" if self.on_session else path
-        fields = {"If-None-Match": session.etag} if self.polls else {}
-        if self.method == "GET":
-            return self.method, target, None, fields
-        return self.method, target, PAYLOAD, {**fields, "Content-Type": "text/plain"}
-
-
-POLL = Operation("poll", "GET", 304, polls=True)
-READ = Operation("read", "GET", 200)
-WRITE = Operation("write", "PUT", 202)
-CREATE = Operation("create", "POST", 200, on_session=False)
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
+class Work:
     """What one side did in one round and what it cost.
 
     Attributes:
-        requests: how many were answered.
+        requests: how many were answered as wanted.
+        refused: how many were answered otherwise.
         seconds: how long it was loaded.
         cpu_seconds: how long the Synapse process worked meanwhile, in the kernel or outside.
         redis_cpu_seconds: how long the redis-server process did; 0 where there is none.
     """
 
     requests: int
+    refused: int
     seconds: float
     cpu_seconds: float
     redis_cpu_seconds: float = 0.0
 
-    @property
-    def throughput(self) -> float:
-        """Requests a second."""
-        return self.requests / self.seconds
 
-    @property
-    def cost(self) -> float:
-        """Microseconds of Synapse's CPU a request."""
-        return self.cpu_seconds / self.requests * 1e6
+class Clocks:
+    """How long a load and the processes under it have worked.
 
-    @property
-    def redis_cost(self) -> float:
-        """Microseconds of Redis' CPU a request."""
-        return self.redis_cpu_seconds / self.requests * 1e6
+    Args:
+        pids: the processes that serve: Synapse's, and Redis' if there is one.
+
+    Attributes:
+        spent_s: the seconds of `noted` so far, and in them each process's of CPU.
+    """
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = pids
+        self.spent_s = [0.0] * (1 + len(pids))
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Count what passes in a `with` statement."""
+        begin_s = self._read()
+        yield
+        for index, (then_s, now_s) in enumerate(zip(begin_s, self._read(), strict=True)):
+            self.spent_s[index] += now_s - then_s
+
+    def _read(self) -> list[float]:
+        return [time.monotonic(), *map(cpu_seconds, self._pids)]
 
 
 class Load:
-    """Loads the server whenever it is its turn, and notes what the server does then.
+    """Loads a server with one operation whenever it is its turn, and notes what the server does then.
 
     Args:
-        command: starts wrk with `load.lua`, which pauses until its first turn. Its duration, pauses included, begins
-            there.
-        processes: the ids of the processes that serve: Synapse's, and Redis' if there is one.
+        wrk: the program.
+        running: the server.
+        operation: one of `dialects.OPERATIONS`.
+        sessions: those that are asked for, in random order.
+        directory: for the file of requests.
+        connections: how many it has; to write, it has one.
+        client: for whom a proxy would say it asks.
     """
 
-    def __init__(self, command: Sequence[str], processes: Sequence[int]) -> None:
-        self._processes = processes
-        self._spent = [0.0 for _ in self._clocks()]
-        self._wrk = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def __init__(
+        self,
+        wrk: str,
+        running: Running,
+        operation: str,
+        sessions: Sequence[Session],
+        *,
+        directory: pathlib.Path,
+        connections: int = CONNECTIONS,
+        client: str | None = None,
+    ) -> None:
+        dialect = running.server.dialect
+        host = running.url.removeprefix("http://")
+        requests = [dialect.request(operation, session).raw(host, client) for session in sessions]
+        tag = []
+        if operation == "write":  # each needs what the answer before tells
+            connections, tag = 1, [sessions[0].tag]
+            requests = [requests[0].replace(tag[0].encode("ascii"), b"\1")]
+        file = directory / f"{id(self)}.requests"
+        file.write_bytes(b"\0".join(requests))
+        options = ["--threads=1", f"--connections={connections}", "--duration=1h", "--timeout=10s"]
+        script = [f"--script={HERE / 'load.lua'}", running.url, "--", str(file), str(dialect.status(operation)), *tag]
+        self._clocks = Clocks(running.pids)
+        self._wrk = subprocess.Popen(
+            [wrk, *options, *script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         self._await_pause()
+        file.unlink()
+
+    def __enter__(self) -> "Load":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._wrk.kill()
+        self._wrk.communicate()
 
     def take_turn(self) -> None:
         """Load the server for a while."""
-        with self._noted():
+        with self._clocks.noted():
             self._wrk.send_signal(signal.SIGCONT)
             time.sleep(TURN_S)
             self._wrk.send_signal(signal.SIGSTOP)
             self._await_pause()
             time.sleep(SETTLE_S)
 
-    def finish(self) -> Run:
-        """Return what the load was, once its duration is over.
+    def start(self) -> None:
+        """Load the server until `finish`."""
+        self._wrk.send_signal(signal.SIGCONT)
+
+    def finish(self) -> Work:
+        """End the load and return what it was.
 
         Raises:
-            BenchmarkError: not all answers were as they should be.
+            BenchmarkError: wrk failed, or a request did.
         """
-        with self._noted():
+        with self._clocks.noted():
             self._wrk.send_signal(signal.SIGCONT)
-            output, _ = self._wrk.communicate(timeout=60)
+            output = self._interrupt()
         if self._wrk.returncode != 0:
             raise BenchmarkError(f"wrk failed: {output}")
         summary = json.loads(output.splitlines()[-1])
-        if summary["unexpected"] or summary["failed"] or not summary["requests"]:
-            raise BenchmarkError(f"Not all answers were as they should be: {summary}")
-        return Run(summary["requests"], *self._spent)
+        if summary["failed"] or not summary["requests"]:
+            raise BenchmarkError(f"Not all requests were answered: {summary}")
+        refused = summary["unexpected"]
+        return Work(summary["requests"] - refused, refused, *self._clocks.spent_s)
 
-    def stop(self) -> None:
-        """End wrk, if it runs."""
-        self._wrk.kill()
-        self._wrk.communicate()
-
-    @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        begin = self._clocks()
-        yield
-        self._spent = [spent + now - then for spent, now, then in zip(self._spent, self._clocks(), begin, strict=True)]
-
-    def _clocks(self) -> list[float]:
-        """Return the time of day and then each process's, in the order of the fields of `Run`."""
-        return [time.monotonic(), *map(cpu_seconds, self._processes)]
+    def _interrupt(self) -> str:
+        """Let it end, and return what it tells of what it did."""
+        while True:  # only its first thread ends it, but the kernel may give the signal to the other
+            self._wrk.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self._wrk.communicate(timeout=0.2)[0]
 
     def _await_pause(self) -> None:
         os.waitid(os.P_PID, self._wrk.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
 
+class Probe:
+    """A single client with one connection, whose answers are timed.
+
+    Args:
+        running: the server.
+        operation: one of `dialects.OPERATIONS`.
+        sessions: those that it asks for, in random order. To write, it takes the first, which nobody else writes.
+
+    Attributes:
+        late_ms: how long each answer took.
+    """
+
+    def __init__(self, running: Running, operation: str, sessions: Sequence[Session]) -> None:
+        self._dialect = running.server.dialect
+        self._operation = operation
+        self._sessions = list(sessions[:1] if operation == "write" else sessions)
+        self._connection = Connection(running.url)
+        self.late_ms: list[float] = []
+
+    def __enter__(self) -> "Probe":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.__exit__(*error)
+
+    def take_turn(self) -> None:
+        """Ask for a while, at least once."""
+        end_s = time.monotonic() + PROBE_S
+        while True:
+            session = random.choice(self._sessions)
+            request = self._dialect.request(self._operation, session)
+            begin_s = time.perf_counter()
+            answer = self._connection.ask(request)
+            self.late_ms.append((time.perf_counter() - begin_s) * 1000)
+            checked(answer, self._dialect, self._operation)
+            if self._operation == "write":
+                self._sessions = [Session(session.id, self._dialect.tag(answer))]
+            if time.monotonic() > end_s:
+                return
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return the value that so many of a hundred do not exceed."""
+    if len(values) < 2:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
 def cpu_seconds(pid: int) -> float:
     """Return how long a process has worked so far: utime and stime of proc(5), but in nanoseconds."""
     return time.clock_gettime(~pid << 3 | 2)  # what clock_getcpuclockid(3) returns on Linux
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much memory a process has."""
+    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import pathlib
 import random
 import resource
@@ -22,15 +21,14 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from benchmark import progress, rendezvous, spread
-from cli import Result, find, main, running
-from load import PAYLOAD, BenchmarkError, Session, cpu_seconds
+from cli import Result, find, main, progress, spread
+from connection import BenchmarkError
+from dialects import PAYLOAD, Session
+from load import cpu_seconds, percentile, resident_bytes
+from servers import homeserver, rendezvous, running
+from stack import WorkerStack
 
 from synapse_rendezvous.throwaway import ThrowawayHomeserver
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
-
-from stack import WorkerStack
 
 PATH = "/_synapse/client/rendezvous"
 LONG_PATH = "/_synapse/client/rendezvous_long"
@@ -90,7 +88,7 @@ class Device:
 
     async def poll(self, session: Session, *, wait_ms: int = 0) -> Answer:
         """Ask for news, and wait so long for it."""
-        return await self._ask("GET", f"{self._path}/{session.id}?timeout={wait_ms}", etag=session.etag)
+        return await self._ask("GET", f"{self._path}/{session.id}?timeout={wait_ms}", etag=session.tag)
 
     async def _ask(self, method: str, target: str, content: bytes | None = None, *, etag: str = "") -> Answer:
         if self._writer is None:
@@ -297,11 +295,6 @@ async def median_ms(device: Device, session: Session, count: int) -> float:
     return statistics.median(took_ms)
 
 
-def resident_bytes(pid: int) -> int:
-    """Return how much memory a process has."""
-    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def report(measured: Measured) -> str:
     """Return all that is printed."""
     lines = ["From a PUT to the other device's having its payload, ms:        p50      p99"]
@@ -311,7 +304,7 @@ def report(measured: Measured) -> str:
         "polling": "polling each second",
     }.items():
         late_ms = measured.late_ms[name]
-        p50, p99 = statistics.median(late_ms), statistics.quantiles(late_ms, n=100, method="inclusive")[98]
+        p50, p99 = percentile(late_ms, 50), percentile(late_ms, 99)
         lines.append(f"  {what:56}{p50:7.1f}  {p99:7.1f}")
     requests, held = measured.requests, measured.held
     lines.append(
@@ -350,9 +343,9 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
     ]
     for module in modules:
         module["config"]["per_client"]["max_waiting"] = EVERYBODY
-    folders = [directory / "memory", directory / "redis"]
-    for folder in folders:
-        folder.mkdir()
+    memory = homeserver(directory / "memory", modules)
+    workers = directory / "redis"
+    workers.mkdir()
     window_s, cpu_window_s = (11.0, 1.0) if arguments.quick else (25.0, 5.0 * arguments.seconds)
     some_rounds = (arguments.rounds + 2) // 3  # of what takes long
 
@@ -367,13 +360,10 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
         costs = await hold(homeserver.url, homeserver.pid, some_rounds, held)
         return Measured(late_ms, {"waiting": await waiting, "polling": await polling}, shares, costs)
 
-    with (
-        running(folders[0], modules) as homeserver,
-        WorkerStack(folders[1], config=modules[0]["config"]) as stack,
-    ):
-        measured = asyncio.run(measure_all(homeserver, stack))
+    with running([memory]), WorkerStack(workers, config=modules[0]["config"]) as stack:
+        measured = asyncio.run(measure_all(memory, stack))
     return Result(report(measured), dataclasses.asdict(measured))
 
 
 if __name__ == "__main__":
-    sys.exit(main(__doc__, measure))
+    sys.exit(main("waiting", __doc__, measure))

@@ -211,7 +211,7 @@ class RendezvousResource(DirectServeJsonResource):
             self._admission.read_session(client, session_id)
         except LimitExceededError as refusal:
             raise ReadRefused(refusal, session) from None
-        session.reads += 1
+        self._store.count_read(session_id)
         self._metrics.normalised(known.changes)
         return session, known.evaluate(session, safe=True)
 

@@ -37,7 +37,7 @@ class Write(NamedTuple):
 
 @attr.s(auto_attribs=True, slots=True, weakref_slot=False)
 class Session:
-    """One revision of a session, as it stands in a store. Nothing in it changes but `reads`.
+    """One revision of a session. Nobody changes it: that is not enforced, because it would cost more than all the rest.
 
     Attributes:
         id: names it among all sessions; a dialect's prefix and 128 random bits.
@@ -49,7 +49,6 @@ class Session:
         expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
         updates: how often its payload has been replaced.
         client: who created it, as `Clients.name` names clients.
-        reads: how often it has been read, earlier revisions included, as far as this process knows.
     """
 
     id: str
@@ -61,7 +60,6 @@ class Session:
     expires_ms: int
     updates: int
     client: str
-    reads: int = attr.ib(default=0, eq=False)
 
     @classmethod
     def create(cls, session_id: str, write: Write, client: str, now_ms: int, ttl_ms: int) -> "Session":
@@ -90,7 +88,6 @@ class Session:
             expires_ms=self.expires_ms,
             updates=self.updates + 1,
             client=self.client,
-            reads=self.reads,
         )
 
 

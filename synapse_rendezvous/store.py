@@ -1,6 +1,6 @@
 """Where sessions are kept."""
 
-from collections import Counter, deque
+import itertools
 from collections.abc import Callable
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import Ended, Held, Session, Write
+from synapse_rendezvous.table import Parts, SessionTable
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -75,6 +76,9 @@ class SessionStore(Protocol):
             SessionNotFound: no session has this id now.
         """
 
+    def count_read(self, session_id: str) -> None:
+        """Count that a device read this session, where the store is able to."""
+
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """Store a payload if the preconditions hold, and return the new revision.
 
@@ -124,12 +128,10 @@ class MemorySessionStore:
         self._ahead_ms = 0
         self._quotas = quotas
         self._observer = observer
-        self._sessions: dict[str, Session] = {}
-        # In the order of creation and, since all live equally long, of expiry; some have been dropped meanwhile. Not
-        # left to the order of the dict, which looks for its first item where all those dropped before once were.
-        self._oldest: deque[str] = deque()
+        self._sessions = SessionTable()
+        self._reads = Parts[int]()
         self._total_bytes = 0
-        self._client_sessions: Counter[str] = Counter()
+        self._client_sessions = Parts[int]()
 
     def __len__(self) -> int:
         """How many sessions are in memory, expired ones not yet swept among them."""
@@ -153,17 +155,19 @@ class MemorySessionStore:
         self._require_room(len(write.payload), now_ms)
         session = Session.create(session_id, write, client, now_ms, self._quotas.ttl_ms)
         self._sessions[session_id] = session
-        self._oldest.append(session_id)
-        if len(self._oldest) > 2 * len(self._sessions) + self.SWEPT_TOGETHER:
-            self._oldest = deque(self._sessions)
         self._total_bytes += len(write.payload)
         for name, _ in shares(client):
-            self._client_sessions[name] += 1
+            self._client_sessions[name] = self._client_sessions.get(name, 0) + 1
         return session
 
     async def get(self, session_id: str) -> Session:
         """See `SessionStore.get`."""
         return self._live(session_id, self.now_ms())
+
+    def count_read(self, session_id: str) -> None:
+        """See `SessionStore.count_read`."""
+        if session_id in self._sessions:
+            self._reads[session_id] = self._reads.get(session_id, 0) + 1
 
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """See `SessionStore.replace`."""
@@ -214,18 +218,16 @@ class MemorySessionStore:
             self._client_sessions[name] -= 1
             if not self._client_sessions[name]:
                 del self._client_sessions[name]
-        self._observer.ended(Ended(session.id, session.updates, session.reads, lived_ms, reason))
+        reads = self._reads.pop(session.id, 0)
+        self._observer.ended(Ended(session.id, session.updates, reads, lived_ms, reason))
 
     def _sweep(self, now_ms: int) -> bool:
         """Forget the oldest hundred of those that are over; say whether it was so many that more may be."""
-        for _ in range(self.SWEPT_TOGETHER):
-            session = self._sessions.get(self._oldest[0]) if self._oldest else None
-            if not self._oldest or (session is not None and session.expires_ms > now_ms):
-                return False  # what comes behind it lives longer
-            self._oldest.popleft()
-            if session is not None:
-                self._expire(session)
-        return True
+        oldest = itertools.islice(self._sessions.values(), self.SWEPT_TOGETHER)
+        expired = list(itertools.takewhile(lambda session: session.expires_ms <= now_ms, oldest))
+        for session in expired:
+            self._expire(session)
+        return len(expired) == self.SWEPT_TOGETHER
 
     def _require_place(self, client: str, now_ms: int) -> None:
         """Raise StoreFull unless there may be one session more, and one more of this client."""
@@ -235,7 +237,7 @@ class MemorySessionStore:
         quota = "per_client.crowded_sessions" if is_crowded else "per_client.max_sessions"
         most = self._quotas.crowded_client_sessions if is_crowded else self._quotas.max_client_sessions
         for name, share in shares(client):
-            if not self._makes(lambda: self._client_sessions[name] < most * share, now_ms):  # noqa: B023 (called at once)
+            if not self._makes(lambda: self._client_sessions.get(name, 0) < most * share, now_ms):  # noqa: B023 (called at once)
                 raise StoreFull(quota)
 
     def _require_room(self, growth: int, now_ms: int) -> None:

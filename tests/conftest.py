@@ -22,6 +22,8 @@ from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
 # `tests` like our folder.
 sys.path.insert(1, str(HARNESS))
 
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+
 if not HARNESS.exists():
     print(f"Skipping the tests that need Synapse's harness: {HARNESS} is missing; `make test` fetches it.")
     needing = (

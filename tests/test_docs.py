@@ -129,7 +129,7 @@ def test_layers() -> None:
         ["admission", "msc4108", "redis_link", "redis_scripts", "waiting"],
         ["homeserver", "msc3886", "msc4388", "store", "subscription", "limits", "observations", "writing"],
         ["dialects", "errors", "metrics", "redis_layout"],
-        ["preconditions"],
+        ["preconditions", "table"],
         ["session", "config", "clients", "coroutines"],
         ["options"],
     ]

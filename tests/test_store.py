@@ -1,6 +1,7 @@
 """What every store promises."""
 
 import contextlib
+import gc
 import re
 import shutil
 import tracemalloc
@@ -578,3 +579,19 @@ def _redis_machine(connection: Any) -> None:
 
 RedisMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
 test_redis_against_a_model = pytest.mark.usefixtures("_redis_machine")(RedisMachine.TestCase)
+
+
+def test_many_hold_nobody_up(time: Time) -> None:
+    """Many sessions are nothing to the garbage collector, for which everybody would have to wait."""
+    store = MemoryStores(time).make(max_sessions=10_000, max_total_bytes=100_000)
+    write = Write(b"hello", b"text/plain")
+    gc.collect()
+    before = len(gc.get_objects())
+    for number in range(5000):
+        result(store.create(f"{number:022}", write, f"10.0.{number >> 8}.{number & 255}"))
+        store.count_read(f"{number:022}")
+    gc.collect()
+
+    looked_at = gc.get_objects()
+    assert len(looked_at) - before < 500
+    assert not [each for each in looked_at if isinstance(each, dict) and "10.0.0.1" in each]

@@ -384,5 +384,5 @@ def test_benchmark(tmp_path: pathlib.Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
     assert 0 == done.returncode, done.stderr
-    numbers = json.loads((tmp_path / "result.json").read_text())
+    numbers = json.loads((tmp_path / "result.json").read_text())["waiting"]
     assert {"environment", "late_ms", "requests", "cpu", "held"} == set(numbers)
