@@ -150,16 +150,19 @@ class Probe:
     async def identify(self, url: str) -> str | None:
         """Return the reverse proxy before a URL; None if there is none, or it is not known.
 
-        Where no answer has shown it, it is sent one request that each server refuses by an error of its own.
+        Where no answer has shown it, it is sent what each server refuses by an error of its own: a length that is none,
+        and a name of a host that it does not know.
         """
-        if self.product is None and self.left_s > 0 and self.requests < MAX_REQUESTS:
+        host = urlsplit(url).netloc.rpartition("@")[2]
+        for fields in (f"Host: {host}\r\nContent-Length: x", "Host: unknown.invalid"):
+            if self.product is not None or self.left_s <= 0 or self.requests >= MAX_REQUESTS:
+                break
             self._count()
-            host = urlsplit(url).netloc.rpartition("@")[2]
-            malformed = f"GET / HTTP/1.1\r\nHost: {host}\r\nContent-Length: x\r\nConnection: close\r\n\r\n"
+            sent = f"GET / HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n".encode("ascii")
             try:
-                received = await self.within(2, send_raw(self.endpoints.at(url), malformed.encode("ascii")))
-            except Unanswered:
-                return None
+                received = await self.within(2, send_raw(self.endpoints.at(url), sent))
+            except (Unanswered, OutOfBounds):
+                break
             head, _, page = received.partition(b"\r\n\r\n")
             server = [line for line in head.decode("latin-1").split("\r\n") if line.lower().startswith("server:")]
             self.product = product_of("".join(server), None, page)

@@ -23,6 +23,7 @@ _PAGES = {
     "nginx": re.compile(rb"<center>(nginx|openresty)"),
     "apache": re.compile(rb'<!DOCTYPE HTML PUBLIC "-//IETF//DTD HTML 2\.0//EN">'),
     "haproxy": re.compile(rb"\A<html><body><h1>\d{3} [A-Za-z -]+</h1>\n"),
+    # Other programs in Go say so, too, but few of them stand before a homeserver.
     "traefik": re.compile(rb"\A404 page not found\n\Z"),
 }
 
