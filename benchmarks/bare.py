@@ -9,6 +9,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 _COMMON_HEADERS = (
     (b"Cache-Control", b"no-store, no-transform"),
     (b"Pragma", b"no-cache"),
+    (b"Vary", b"*"),
     (b"Access-Control-Allow-Origin", b"*"),
     (b"Access-Control-Expose-Headers", b"ETag, Location, X-Max-Bytes, Retry-After"),
     (b"Cross-Origin-Resource-Policy", b"same-origin"),

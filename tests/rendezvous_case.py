@@ -11,6 +11,7 @@ from synapse_rendezvous.homeserver import Homeserver
 COMMON = {
     "Cache-Control": ["no-store, no-transform"],
     "Pragma": ["no-cache"],
+    "Vary": ["*"],
     "Access-Control-Allow-Origin": ["*"],
     "Access-Control-Expose-Headers": ["ETag, Location, X-Max-Bytes, Retry-After"],
     "Cross-Origin-Resource-Policy": ["same-origin"],

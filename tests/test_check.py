@@ -57,6 +57,7 @@ EXPECTED: dict[str, set[str]] = {
     "cache nginx": {"poll.ignored"},  # it keeps nothing, but passes no If-None-Match on
     "cache apache": {"poll.headers"},  # it honours no-store, but takes Last-Modified from 304
     "forced_cache": {"cache.stale"},
+    "forced_cache haproxy": {"cache.headers"},  # Vary: * keeps it from using what it keeps
     "forced_cache apache": {"cache.headers", "poll.headers"},  # any PUT that it sees ends what it keeps
     "duplicate_cors": {"cors.duplicate"},
     "options_intercepted": {"cors.preflight.headers"},
