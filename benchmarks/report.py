@@ -12,7 +12,7 @@ import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from load import percentile
 from servers import SERVERS
@@ -46,6 +46,7 @@ COLOURS = {
 }
 
 Run = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -62,6 +63,11 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 def label(name: str) -> str:
     """Return what a server is called; ours in bold."""
     return f"**{SERVERS[name].label}**" if name.startswith("ours") else SERVERS[name].label
+
+
+def ordered(by_name: Mapping[str, T]) -> Iterable[tuple[str, T]]:
+    """Return what there is for each server, in the order of the servers."""
+    return [(name, by_name[name]) for name in SERVERS if name in by_name]
 
 
 def cost_us(run: Run) -> float:
@@ -101,7 +107,7 @@ def operations(numbers: Mapping[str, Any]) -> str:
     for operation, title in OPERATIONS.items():
         runs = measured(numbers, operation)[0]["runs"]
         rows = []
-        for name, of_server in runs.items():
+        for name, of_server in ordered(runs):
             figures = (
                 (cost_us, 0, "µs"),
                 (throughput, 0, "/s"),
@@ -125,10 +131,11 @@ def sizes(numbers: Mapping[str, Any]) -> str:
     """Return a table of what a poll costs while many sessions live."""
     polls = {each["sessions"]: each["runs"] for each in measured(numbers, "poll")}
     rows = []
-    for name, holds in numbers["comparison"]["holds"].items():
+    for name, holds in ordered(numbers["comparison"]["holds"]):
         cells = [spread(ratios(runs, name, cost_us)) if name in runs else "" for runs in polls.values()]
         if cells[-1] or holds:
-            rows.append([label(name), *cells, f"{holds}, then it ends the oldest" if holds else "what it is told to"])
+            limit = f"{holds}, then it ends the oldest" if holds else "what it is told to"
+            rows.append([label(name), *cells, "" if name == BARE else limit])
     return table(["live sessions", *(f"{size:,}" for size in polls), "holds"], rows)
 
 
@@ -143,7 +150,7 @@ def handshakes(numbers: Mapping[str, Any]) -> str:
             f"{median(runs, lambda run: run['redis_cpu_ms']):.1f} ms" if name == "ours_redis" else "",
             f"{median(runs, lambda run: run['p50_ms']):.0f} ms",
         ]
-        for name, runs in played.items()
+        for name, runs in ordered(played)
     ]
     return table(["", "CPU of Synapse", "", "of Redis", "time in all"], rows)
 
@@ -151,7 +158,7 @@ def handshakes(numbers: Mapping[str, Any]) -> str:
 def memory(numbers: Mapping[str, Any]) -> str:
     """Return a table of what a session takes beside its payload."""
     rows = []
-    for name, taken in numbers["comparison"]["memory"].items():
+    for name, taken in ordered(numbers["comparison"]["memory"]):
         where = "in Redis, by what it says itself" if "process_bytes" in taken else "resident memory of Synapse"
         rows.append([label(name), f"{taken['bytes']:,.0f} bytes", f"{taken['sessions']:,}", where])
     return table(["", "a session, without its payload", "measured with", "where"], rows)
@@ -166,16 +173,17 @@ def waiting(numbers: Mapping[str, Any]) -> str:
         "polling": "polling each second",
     }
     rows = [
-        [titles[name], f"{percentile(late_ms, 50):.1f} ms", f"{percentile(late_ms, 99):.1f} ms"]
-        for name, late_ms in found["late_ms"].items()
+        [title, *(f"{percentile(found['late_ms'][name], percent):.1f} ms" for percent in (50, 99))]
+        for name, title in titles.items()
     ]
     delivery = table(["from a PUT to the other device's having it", "p50", "p99"], rows)
     shares = []
-    for store, runs in found["cpu"].items():
+    for store in ("memory", "Redis"):
+        runs = found["cpu"][store]
         relative = [one / other for one, other in zip(runs["waiting"], runs["polling"], strict=True)]
         cells = (f"{statistics.median(runs[name]) * 100:.1f} %" for name in ("waiting", "polling"))
-        shares.append([f"sessions in {'memory' if store == 'memory' else store}", *cells, spread(relative, 3)])
-    cpu = table(["CPU of Synapse for 300 devices", "waiting", "polling", "waiting / polling"], shares)
+        shares.append([f"sessions in {store}", *cells, spread(relative, 3)])
+    cpu = table([f"CPU of Synapse for {found['devices']} devices", "waiting", "polling", "waiting / polling"], shares)
     requests, held = found["requests"], found["held"]
     slower = [one / other for one, other in zip(held["held_ms"], held["quiet_ms"], strict=True)]
     return (
@@ -194,7 +202,7 @@ def flooded(runs: Sequence[Run], percent: int) -> float:
 def flood(numbers: Mapping[str, Any]) -> str:
     """Return a table of what a flood does to an honest client."""
     rows = []
-    for name, phases in numbers["flood"]["polls"].items():
+    for name, phases in ordered(numbers["flood"]["polls"]):
         polls = [f"{flooded(runs, 50):.1f}, {flooded(runs, 99):.1f} ms" for runs in (phases["quiet"], phases["flood"])]
         runs = phases["flood"]
         lost = sum(run["lost"] for run in runs) / sum(len(run["late_ms"]) for run in runs)
@@ -230,15 +238,15 @@ def million(numbers: Mapping[str, Any]) -> str:
 
 
 def capacity(numbers: Mapping[str, Any]) -> str:
-    """Return a table of how many pairings a core carries."""
+    """Return a table of how many pairings half a core carries, by what devices took that polled or waited."""
+    found = numbers["waiting"]
     rows = []
-    for name, store in (("ours", "memory"), ("ours_redis", "Redis")):
-        poll_us = median(measured(numbers, "poll")[0]["runs"][name], cost_us)
+    for store, name in (("memory", "ours"), ("Redis", "ours_redis")):
         handshake_ms = median(numbers["comparison"]["handshakes"][name], lambda run: run["cpu_ms"])
-        polling = 0.5 / (2 * poll_us / 1e6)
-        waiting = polling * 60 / numbers["waiting"]["requests"]["waiting"]
-        counts = (f"{count:,.0f}" for count in (polling, waiting))
-        rows.append([f"sessions in {store}", f"{handshake_ms:.0f} ms", *counts])
+        pairings = (
+            0.5 / statistics.median(found["cpu"][store][how]) * found["devices"] / 2 for how in ("polling", "waiting")
+        )
+        rows.append([f"sessions in {store}", f"{handshake_ms:.0f} ms", *(f"{count:,.0f}" for count in pairings)])
     head = ["half a core", "CPU of a handshake", "pairings under way, polling each second", "waiting"]
     return table(head, rows)
 
@@ -290,16 +298,17 @@ def plot(numbers: Mapping[str, Any], directory: pathlib.Path) -> None:
         plt.close(figure)
 
     directory.mkdir(exist_ok=True)
+    above: dict[str, Any] = {"frameon": False, "fontsize": 7, "loc": "lower left", "bbox_to_anchor": (0, 1)}
 
     figure, axes = plt.subplots(figsize=(7, 3.2))
-    names = list(measured(numbers, "poll")[0]["runs"])
+    names = [name for name, _ in ordered(measured(numbers, "poll")[0]["runs"])]
     for index, name in enumerate(names):
         heights = [median(measured(numbers, each)[0]["runs"][name], cost_us) for each in OPERATIONS]
         places = [place + (index - len(names) / 2) * 0.1 for place in range(len(OPERATIONS))]
         axes.bar(places, heights, width=0.09, color=COLOURS[name], label=SERVERS[name].label)
-    axes.set_xticks(range(len(OPERATIONS)), [title.removeprefix("A ") for title in OPERATIONS.values()])
+    axes.set_xticks(range(len(OPERATIONS)), ["poll", "GET of 1 KiB", "PUT of 1 KiB", "POST of 1 KiB"])
     axes.set_ylabel("CPU of Synapse, µs a request")
-    axes.legend(frameon=False, fontsize=7, ncols=2)
+    axes.legend(**above, ncols=2)
     save(figure, "cost", "CPU time of Synapse a request")
 
     figure, axes = plt.subplots(figsize=(7, 2.8))
@@ -309,14 +318,16 @@ def plot(numbers: Mapping[str, Any], directory: pathlib.Path) -> None:
         if len(points) > 1:
             axes.plot(*zip(*points, strict=True), marker="o", color=COLOURS[name], label=SERVERS[name].label)
     axes.set_xscale("log")
+    axes.set_xticks(list(polls), [f"{size:,}" for size in polls])
+    axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("live sessions")
     axes.set_ylabel("CPU of Synapse, µs a poll")
-    axes.legend(frameon=False, fontsize=7, ncols=2)
+    axes.legend(**above, ncols=2)
     save(figure, "sizes", "CPU time of Synapse a poll, by the number of live sessions")
 
     figure, axes = plt.subplots(figsize=(7, 2.8))
-    floods = numbers["flood"]["polls"]
+    floods = dict(ordered(numbers["flood"]["polls"]))
     lines = range(len(floods))
     for offset, (phase, title), colour in zip((-0.2, 0.2), PHASES.items(), ("#2f81f7", "#cf3f36"), strict=True):
         widths = [flooded(floods[name][phase], 99) for name in floods]
@@ -324,7 +335,7 @@ def plot(numbers: Mapping[str, Any], directory: pathlib.Path) -> None:
     axes.set_yticks(lines, [SERVERS[name].label for name in floods])
     axes.invert_yaxis()
     axes.set_xlabel("how long an honest client's poll takes, p99, ms")
-    axes.legend(frameon=False, fontsize=7)
+    axes.legend(**above, ncols=2)
     save(figure, "flood", "How long an honest client's poll takes in quiet and in a flood")
 
 
@@ -332,7 +343,12 @@ def main() -> int:
     """Rewrite the page and the plots."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("numbers", nargs="?", type=pathlib.Path, default=NUMBERS, help="default: %(default)s")
-    numbers = json.loads(parser.parse_args().numbers.read_text())
+    file = parser.parse_args().numbers
+    numbers = json.loads(file.read_text())
+    scripts = {"comparison": "compare.py", "flood": "flood.py", "waiting": "waiting.py", "million": "million.py"}
+    if missing := [script for part, script in scripts.items() if part not in numbers]:
+        print(f"{file} is not complete; these add to it with --json: {', '.join(missing)}", file=sys.stderr)
+        return 1
     PAGE.write_text(page(PAGE.read_text(), numbers))
     plot(numbers, PLOTS)
     return 0

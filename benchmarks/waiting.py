@@ -242,12 +242,14 @@ class Measured:
     Attributes:
         late_ms: how long each delivery took, by where sessions were or how news were asked for.
         requests: how many a device sent a minute.
-        cpu: which share of a CPU the Synapse process took in each round, by where sessions were.
+        devices: how many waited or polled while CPU was measured.
+        cpu: which share of a CPU the Synapse process took then in each round, by where sessions were.
         held: what held requests cost.
     """
 
     late_ms: dict[str, list[float]]
     requests: dict[str, float]
+    devices: int
     cpu: dict[str, dict[str, list[float]]]
     held: Held
 
@@ -346,7 +348,7 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
     memory = homeserver(directory / "memory", modules)
     workers = directory / "redis"
     workers.mkdir()
-    window_s, cpu_window_s = (11.0, 1.0) if arguments.quick else (25.0, 5.0 * arguments.seconds)
+    window_s, cpu_window_s = (11.0, 1.0) if arguments.quick else (25.0, 10.0 * arguments.seconds)
     some_rounds = (arguments.rounds + 2) // 3  # of what takes long
 
     async def measure_all(homeserver: ThrowawayHomeserver, stack: WorkerStack) -> Measured:
@@ -358,7 +360,7 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
         servers = {"memory": (homeserver.url, homeserver.pid), "Redis": (worker.url, worker.pid)}
         shares = await cpu_shares(servers, some_rounds, devices, cpu_window_s)
         costs = await hold(homeserver.url, homeserver.pid, some_rounds, held)
-        return Measured(late_ms, {"waiting": await waiting, "polling": await polling}, shares, costs)
+        return Measured(late_ms, {"waiting": await waiting, "polling": await polling}, devices, shares, costs)
 
     with running([memory]), WorkerStack(workers, config=modules[0]["config"]) as stack:
         measured = asyncio.run(measure_all(memory, stack))

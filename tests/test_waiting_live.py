@@ -385,4 +385,4 @@ def test_benchmark(tmp_path: pathlib.Path) -> None:
 
     assert 0 == done.returncode, done.stderr
     numbers = json.loads((tmp_path / "result.json").read_text())["waiting"]
-    assert {"environment", "late_ms", "requests", "cpu", "held"} == set(numbers)
+    assert {"environment", "late_ms", "requests", "devices", "cpu", "held"} == set(numbers)
