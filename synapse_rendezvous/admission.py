@@ -100,15 +100,18 @@ class Admission:
 
     def read(self, client: str) -> None:
         """Admit a GET or HEAD."""
-        self._spend(self._reads, shares(client)[:1], client)
+        if not self._reads.spend_prepaid(client):
+            self._spend(self._reads, shares(client)[:1], client)
 
     def read_session(self, client: str, session_id: str) -> None:
         """Admit a GET or HEAD of a session that exists."""
-        self._spend(self._session_reads, ((session_id, 1),), client)
+        if not self._session_reads.spend_prepaid(session_id):
+            self._spend(self._session_reads, ((session_id, 1),), client)
 
     def write(self, client: str) -> None:
         """Admit a PUT or DELETE."""
-        self._spend(self._writes, shares(client)[:1], client)
+        if not self._writes.spend_prepaid(client):
+            self._spend(self._writes, shares(client)[:1], client)
 
     def write_session(self, client: str, session_id: str) -> None:
         """Admit a PUT of a session, whether or not it exists. To end one is never too often."""

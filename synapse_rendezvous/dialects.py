@@ -10,9 +10,8 @@ from typing import IO, Any, NamedTuple, Protocol
 
 from synapse.api.errors import SynapseError
 from twisted.web.http import datetimeToString
-from twisted.web.http_headers import Headers
 
-from synapse_rendezvous.preconditions import Preconditions
+from synapse_rendezvous.preconditions import HeaderFields, Preconditions
 from synapse_rendezvous.session import Session, Write
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -49,19 +48,19 @@ class Dialect(Protocol):
     conditional: bool
     """Whether requests carry If-Match and If-None-Match."""
 
-    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+    def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
         """Read a POST; raise what is wrong with it. No more of the content is read than may be stored."""
 
-    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+    def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; raise what is wrong with it."""
 
-    def read_known(self, headers: Headers, query: Query) -> Preconditions:
+    def read_known(self, headers: HeaderFields, query: Query) -> Preconditions:
         """Read what the reader of a GET has already."""
 
-    def read_conditions(self, headers: Headers) -> Preconditions:
+    def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read what a DELETE depends on."""
 
-    def is_for_display(self, headers: Headers) -> bool:
+    def is_for_display(self, headers: HeaderFields) -> bool:
         """Whether a browser wants the payload in order to show or run it, by what it says of the request."""
 
     def described(self, create_available: bool, client: str) -> Response:

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 from synapse.api.auth.base import BaseAuth as Auth
 from synapse.api.errors import SynapseError
@@ -15,6 +15,8 @@ from synapse.module_api import ModuleApi, Requester
 from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+
+from synapse_rendezvous.preconditions import HeaderFields
 
 OLDEST_SYNAPSE = (1, 140)
 
@@ -53,6 +55,18 @@ def forwarded_for(request: SynapseRequest) -> Sequence[bytes] | None:
 def peer_address(request: SynapseRequest) -> str | None:
     """Return the address at the other end of the connection; None if it has none, as a unix socket."""
     return getattr(request.client, "host", None)
+
+
+def header_fields(request: SynapseRequest) -> HeaderFields:
+    """Return the header fields of a request, all at once: a poll needs six, and to ask for each takes longer."""
+    return dict(request.requestHeaders.getAllRawHeaders())
+
+
+def content_of(request: SynapseRequest) -> IO[bytes]:
+    """Return what a request carries."""
+    content: IO[bytes] | None = request.content
+    assert content is not None  # noqa: S101 (Twisted sets it before it renders)
+    return content
 
 
 class SteadyClock:

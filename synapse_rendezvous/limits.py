@@ -36,6 +36,13 @@ class Limit:
         self._lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT) if in_lots else 1
         self._prepaid: dict[str, int] = {}
 
+    def spend_prepaid(self, key: str) -> bool:
+        """Count one action if this key has some left that were counted before; say whether it had."""
+        if prepaid := self._prepaid.get(key):
+            self._prepaid[key] = prepaid - 1
+            return True
+        return False
+
     def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
         """Count one action.
 
@@ -48,9 +55,7 @@ class Limit:
         """
         # From the widest network inwards: what that is refused, takes no place in the table.
         for key, share in reversed(keys):
-            if prepaid := self._prepaid.get(key):
-                self._prepaid[key] = prepaid - 1
-            elif self._lot <= 1 or not self._prepay(key, share):
+            if not self.spend_prepaid(key) and not self._prepay(key, share):
                 self._ask(key, share, pause_s)
 
     def check(self, key: str) -> None:
@@ -64,6 +69,8 @@ class Limit:
 
     def _prepay(self, key: str, share: int) -> bool:
         """Count many actions, the first of which is done now; say whether there may be so many."""
+        if self._lot <= 1:
+            return False
         try:
             self._ask(key, share, actions=self._lot)
         except LimitExceededError:

@@ -4,13 +4,12 @@ import re
 from typing import IO, Any
 
 from synapse.api.errors import SynapseError
-from twisted.web.http_headers import Headers
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.clients import written
 from synapse_rendezvous.dialects import Fields, Query, Response, error_headers, json_response, revision
 from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
-from synapse_rendezvous.preconditions import Preconditions
+from synapse_rendezvous.preconditions import HeaderFields, Preconditions
 from synapse_rendezvous.session import Session, Write
 
 
@@ -67,33 +66,33 @@ class MSC3886Dialect:
             "store": store,
         }
 
-    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+    def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
         """Read a POST; see `Dialect.read_create`."""
         content_type = self._read_content_type(headers)
         return Write(self._read_payload(content), content_type)
 
-    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+    def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; see `Dialect.read_replace`."""
         return self.read_create(headers, content), self.read_conditions(headers)
 
-    def read_known(self, headers: Headers, query: Query) -> Preconditions:
-        """Read the precondition fields."""
-        return self.read_conditions(headers)
-
-    def read_conditions(self, headers: Headers) -> Preconditions:
+    def read_known(self, headers: HeaderFields, query: Query) -> Preconditions:
         """Read the precondition fields."""
         return Preconditions.read(headers, tolerant=self._tolerant)
 
-    def is_for_display(self, headers: Headers) -> bool:
+    def read_conditions(self, headers: HeaderFields) -> Preconditions:
+        """Read the precondition fields."""
+        return Preconditions.read(headers, tolerant=self._tolerant)
+
+    def is_for_display(self, headers: HeaderFields) -> bool:
         """Tell pages, frames, images and scripts from what a script fetches, whose destination is `empty`.
 
         Programs that are no browsers send none of these fields (Fetch Metadata; and Service-Worker, which comes with a
         script that would outlive its page).
         """
         return (
-            headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"]
-            or headers.getRawHeaders(b"Sec-Fetch-Mode") == [b"navigate"]
-            or headers.hasHeader(b"Service-Worker")
+            headers.get(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"]
+            or headers.get(b"Sec-Fetch-Mode") == [b"navigate"]
+            or b"Service-Worker" in headers
         )
 
     def described(self, create_available: bool, client: str) -> Response:
@@ -139,8 +138,8 @@ class MSC3886Dialect:
             return json_response(error.code, content, headers + revision(error.session), error.session.content_type)
         return json_response(error.code, content, headers)
 
-    def _read_content_type(self, headers: Headers) -> bytes:
-        types = headers.getRawHeaders(b"Content-Type", [])
+    def _read_content_type(self, headers: HeaderFields) -> bytes:
+        types = headers.get(b"Content-Type", [])
         if len(types) > 1:
             raise InvalidContentType("must be sent once")
         if types and not self._CONTENT_TYPE.fullmatch(types[0]):

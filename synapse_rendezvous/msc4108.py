@@ -3,12 +3,11 @@
 from typing import IO, Any
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
-from twisted.web.http_headers import Headers
 
 from synapse_rendezvous.dialects import Response, json_response, revision
 from synapse_rendezvous.errors import InvalidContentType, MissingHeader, PreconditionFailed
 from synapse_rendezvous.msc3886 import MSC3886Dialect
-from synapse_rendezvous.preconditions import Preconditions
+from synapse_rendezvous.preconditions import HeaderFields, Preconditions
 from synapse_rendezvous.session import Session, Write
 
 
@@ -19,20 +18,20 @@ class MSC4108Dialect(MSC3886Dialect):
     id_prefix = "c"
     MAX_BYTES = 4096
 
-    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+    def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
         """Read a POST: the size counts before the type, as in Synapse's server."""
         payload = self._read_payload(content)
-        types = headers.getRawHeaders(b"Content-Type")
+        types = headers.get(b"Content-Type")
         if types is None:
             raise MissingHeader("content-type")
         if len(types) > 1 or types[0].lower() != b"text/plain":
             raise InvalidContentType("must be text/plain")
         return Write(payload, b"text/plain")
 
-    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+    def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT, which must say what it replaces."""
         write = self.read_create(headers, content)
-        if not headers.hasHeader(b"If-Match"):
+        if b"If-Match" not in headers:
             raise MissingHeader("if-match")
         return write, self.read_conditions(headers)
 

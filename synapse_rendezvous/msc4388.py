@@ -4,11 +4,10 @@ import json
 from typing import IO, Any
 
 from synapse.api.errors import SynapseError
-from twisted.web.http_headers import Headers
 
 from synapse_rendezvous.dialects import Query, Response, error_headers, json_response
 from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
-from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
+from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, HeaderFields, Preconditions
 from synapse_rendezvous.session import Session, Write
 
 
@@ -38,30 +37,30 @@ class MSC4388Dialect:
     def __init__(self, *, max_wait_ms: int) -> None:
         self._max_wait_ms = max_wait_ms
 
-    def read_create(self, headers: Headers, content: IO[bytes]) -> Write:
+    def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
         """Read a POST; see `Dialect.read_create`."""
         return self._write(self._read_body(content))
 
-    def read_replace(self, headers: Headers, content: IO[bytes]) -> tuple[Write, Preconditions]:
+    def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT. A token that is not current does no harm if the data are: it is a retry."""
         body = self._read_body(content)
         token = self._string(body, "sequence_token").encode("utf-8", "replace")
         known = EntityTags(any=False, tags=frozenset({token}))
         return self._write(body), Preconditions(if_match=known, repeats_from_any=True)
 
-    def read_known(self, headers: Headers, query: Query) -> Preconditions:
+    def read_known(self, headers: HeaderFields, query: Query) -> Preconditions:
         """Read the token of the revision that the reader has: an extension, which the proposal leaves room for."""
         tokens = query.get(b"sequence_token")
         return UNCONDITIONAL if tokens is None else Preconditions(if_none_match=EntityTags(False, frozenset(tokens)))
 
-    def read_conditions(self, headers: Headers) -> Preconditions:
+    def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read nothing: only writes depend on a token."""
         return UNCONDITIONAL
 
-    def is_for_display(self, headers: Headers) -> bool:
+    def is_for_display(self, headers: HeaderFields) -> bool:
         """Tell a navigation or an embedding from what a script fetches, as the proposal wants it."""
-        return headers.getRawHeaders(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"] or any(
-            headers.getRawHeaders(name) == [value] for name, value in self._DISPLAY
+        return headers.get(b"Sec-Fetch-Dest", [b"empty"]) != [b"empty"] or any(
+            headers.get(name) == [value] for name, value in self._DISPLAY
         )
 
     def described(self, create_available: bool, client: str) -> Response:

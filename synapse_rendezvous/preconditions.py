@@ -5,12 +5,13 @@ import contextlib
 import enum
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from twisted.web.http_headers import Headers
-
 from synapse_rendezvous.session import Session, Write
+
+HeaderFields = Mapping[bytes, Sequence[bytes]]
+"""Header fields of a request: all values of each, by names as Twisted writes them, such as `If-None-Match`."""
 
 # A tag, a comma, or something else; no byte is looked at more than twice. A tag may hold commas (RFC 9110 section
 # 8.8.3), so lists are never split on them.
@@ -48,7 +49,7 @@ class EntityTags(NamedTuple):
                 accept a wrong revision, because every revision has a tag of its own.
         """
         if len(lines) == 1 and (sole := _OWN_TAG.fullmatch(lines[0])):  # what nearly all requests have
-            return cls(any=False, tags=frozenset((sole[1],)))
+            return cls(False, frozenset((sole[1],)))
         value = b",".join(lines)
         if value.strip(b" \t") == b"*":
             return cls(any=True, tags=frozenset())
@@ -90,10 +91,9 @@ def _between_commas(value: bytes) -> Iterator[list[re.Match[bytes]]]:
 _DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 
 
-def _date(headers: Headers, name: bytes) -> int | None:
+def _date(lines: Sequence[bytes]) -> int | None:
     """Return a date field in seconds since the epoch; None if absent or not one date (RFC 9110 section 13.1.3)."""
-    lines = headers.getRawHeaders(name)
-    if lines is None or len(lines) != 1:
+    if len(lines) != 1:
         return None
     for form in _DATES:
         with contextlib.suppress(ValueError):
@@ -119,6 +119,7 @@ class Preconditions(NamedTuple):
         if_unmodified_since_s: section 13.1.4, in seconds since the epoch.
         repeats_from_any: whether a write that repeats the current revision counts as done whichever older revision
             it names, not only the one that was replaced.
+        changes: what proxies seem to have done to the tags; see `EntityTags`.
     """
 
     if_match: EntityTags | None = None
@@ -126,33 +127,30 @@ class Preconditions(NamedTuple):
     if_modified_since_s: int | None = None
     if_unmodified_since_s: int | None = None
     repeats_from_any: bool = False
+    changes: frozenset[str] = frozenset()
 
     @classmethod
-    def read(cls, headers: Headers, *, tolerant: bool) -> "Preconditions":
+    def read(cls, headers: HeaderFields, *, tolerant: bool) -> "Preconditions":
         """Read the precondition fields of a request, whatever bytes they hold.
 
         Args:
             headers: the request's header fields.
             tolerant: see `EntityTags.parse`.
         """
-        if_match = headers.getRawHeaders(b"If-Match")
-        if_none_match = headers.getRawHeaders(b"If-None-Match")
-        return cls(
-            None if if_match is None else EntityTags.parse(if_match, weak=False, tolerant=tolerant),
-            None if if_none_match is None else EntityTags.parse(if_none_match, weak=True, tolerant=tolerant),
-            # A date counts only where the tags of its kind are absent (sections 13.1.3 and 13.1.4).
-            _date(headers, b"If-Modified-Since") if if_none_match is None else None,
-            _date(headers, b"If-Unmodified-Since") if if_match is None else None,
-        )
-
-    @property
-    def changes(self) -> frozenset[str]:
-        """What proxies seem to have done to the tags; see `EntityTags`."""
+        if_match = if_none_match = if_modified_since_s = if_unmodified_since_s = None
         changes: frozenset[str] = frozenset()
-        for tags in (self.if_match, self.if_none_match):
-            if tags is not None and tags.changes:
-                changes |= tags.changes
-        return changes
+        # A date counts only where the tags of its kind are absent (sections 13.1.3 and 13.1.4).
+        if (lines := headers.get(b"If-Match")) is not None:
+            if_match = EntityTags.parse(lines, weak=False, tolerant=tolerant)
+            changes = if_match.changes
+        elif b"If-Unmodified-Since" in headers:
+            if_unmodified_since_s = _date(headers[b"If-Unmodified-Since"])
+        if (lines := headers.get(b"If-None-Match")) is not None:
+            if_none_match = EntityTags.parse(lines, weak=True, tolerant=tolerant)
+            changes = changes or if_none_match.changes
+        elif b"If-Modified-Since" in headers:
+            if_modified_since_s = _date(headers[b"If-Modified-Since"])
+        return cls(if_match, if_none_match, if_modified_since_s, if_unmodified_since_s, False, changes)
 
     def evaluate(self, session: Session, *, safe: bool) -> Verdict:
         """Judge the request against the current revision, in the order of RFC 9110 section 13.2.2.

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 from synapse.http.server import HTTP_STATUS_REQUEST_CANCELLED
@@ -25,6 +25,7 @@ from synapse_rendezvous.errors import (
     SessionNotFound,
     StoreFull,
 )
+from synapse_rendezvous.homeserver import content_of, header_fields
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
@@ -126,9 +127,12 @@ class RendezvousResource(DirectServeJsonResource):
         write(request, response)
 
     async def _answer_or_error(self, request: SynapseRequest) -> Response:
+        client = EXEMPT
         try:
-            return await self._answer(request)
+            client = self._admission.client(request)
+            return await self._operation(request, client)
         except SynapseError as error:
+            error = self._miss(error, client)
             if isinstance(error, LimitExceededError) and error.pause:
                 await self._sleep(error.pause)
             response = self._dialect.failed(error)
@@ -136,30 +140,34 @@ class RendezvousResource(DirectServeJsonResource):
             error.__traceback__ = error.__context__ = None
             return response
 
-    async def _answer(self, request: SynapseRequest) -> Response:
-        client = self._admission.client(request)
-        try:
-            return await self._operate(request, client)
-        except SessionNotFound:
-            self._admission.miss(client)
-            raise
+    def _miss(self, error: SynapseError, client: str) -> SynapseError:
+        """Count what is not there; return the refusal, if it was too often."""
+        if isinstance(error, SessionNotFound):
+            try:
+                self._admission.miss(client)
+            except LimitExceededError as refusal:
+                return refusal
+        return error
 
-    async def _operate(self, request: SynapseRequest, client: str) -> Response:
+    def _operation(self, request: SynapseRequest, client: str) -> Awaitable[Response]:
         # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
         match = self._paths.fullmatch(request.path)
         if match is None:
-            # Looked for as any other id, so that the answer does not come sooner.
-            await self._store.get("-")
-            raise SessionNotFound
+            return self._look_in_vain()
         if match[1] is None:
             on_collection = self._collection.get(request.method)
             if on_collection is None:
                 raise MethodNotAllowed(self._collection)
-            return await on_collection(request, client)
+            return on_collection(request, client)
         on_session = self._session.get(request.method)
         if on_session is None:
             raise MethodNotAllowed(self._session)
-        return await on_session(request, client, match[1].decode("ascii"))
+        return on_session(request, client, match[1].decode("ascii"))
+
+    async def _look_in_vain(self) -> Response:
+        # Looked for as any other id, so that the answer does not come sooner.
+        await self._store.get("-")
+        raise SessionNotFound
 
     async def _describe(self, request: SynapseRequest, client: str) -> Response:
         self._admission.read(client)
@@ -167,7 +175,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _create(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
-        wanted = self._dialect.read_create(request.requestHeaders, _content(request))
+        wanted = self._dialect.read_create(header_fields(request), content_of(request))
         session_id = self._dialect.id_prefix + new_random_id()
         try:
             session = await self._store.create(session_id, wanted, client)
@@ -182,7 +190,7 @@ class RendezvousResource(DirectServeJsonResource):
             self._admission.read(client)
         except LimitExceededError as refusal:
             raise ReadRefused(refusal, await self._store.get(session_id)) from None
-        headers = request.requestHeaders
+        headers = header_fields(request)
         if self._dialect.is_for_display(headers):
             raise NotForDisplay
         known = self._dialect.read_known(headers, request.args)
@@ -212,7 +220,8 @@ class RendezvousResource(DirectServeJsonResource):
         except LimitExceededError as refusal:
             raise ReadRefused(refusal, session) from None
         self._store.count_read(session_id)
-        self._metrics.normalised(known.changes)
+        if known.changes:
+            self._metrics.normalised(known.changes)
         return session, known.evaluate(session, safe=True)
 
     async def _wait(
@@ -240,7 +249,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         self._admission.write(client)
-        wanted, preconditions = self._dialect.read_replace(request.requestHeaders, _content(request))
+        wanted, preconditions = self._dialect.read_replace(header_fields(request), content_of(request))
         self._admission.write_session(client, session_id)
         try:
             session = await self._store.replace(session_id, wanted, preconditions)
@@ -249,18 +258,13 @@ class RendezvousResource(DirectServeJsonResource):
             raise
         self._waiting.wake(session_id)
         self._metrics.replaced(session)
-        self._metrics.normalised(preconditions.changes)
+        if preconditions.changes:
+            self._metrics.normalised(preconditions.changes)
         self._admission.written(session_id)
         return self._dialect.updated(session)
 
     async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         self._admission.write(client)
-        await self._store.delete(session_id, self._dialect.read_conditions(request.requestHeaders))
+        await self._store.delete(session_id, self._dialect.read_conditions(header_fields(request)))
         self._waiting.wake(session_id)
         return self._dialect.deleted()
-
-
-def _content(request: SynapseRequest) -> IO[bytes]:
-    content: IO[bytes] | None = request.content
-    assert content is not None  # noqa: S101 (Twisted sets it before it renders)
-    return content

@@ -10,7 +10,7 @@ from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import Ended, Held, Session, Write
-from synapse_rendezvous.table import Parts, SessionTable
+from synapse_rendezvous.table import Counts, SessionTable
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -77,7 +77,7 @@ class SessionStore(Protocol):
         """
 
     def count_read(self, session_id: str) -> None:
-        """Count that a device read this session, where the store is able to."""
+        """Count that a device read this session, which was just got, where the store is able to."""
 
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """Store a payload if the preconditions hold, and return the new revision.
@@ -129,9 +129,10 @@ class MemorySessionStore:
         self._quotas = quotas
         self._observer = observer
         self._sessions = SessionTable()
-        self._reads = Parts[int]()
+        self._reads = Counts()
+        self._is_empty = True
         self._total_bytes = 0
-        self._client_sessions = Parts[int]()
+        self._client_sessions = Counts()
 
     def __len__(self) -> int:
         """How many sessions are in memory, expired ones not yet swept among them."""
@@ -144,7 +145,7 @@ class MemorySessionStore:
 
     def now_ms(self) -> int:
         """See `SessionStore.now_ms`. A clock that is set while sessions live counts once none does."""
-        if not self._sessions:
+        if self._is_empty:
             self._ahead_ms = self._wall_ms() - self._steady_ms()
         return self._steady_ms() + self._ahead_ms
 
@@ -155,9 +156,10 @@ class MemorySessionStore:
         self._require_room(len(write.payload), now_ms)
         session = Session.create(session_id, write, client, now_ms, self._quotas.ttl_ms)
         self._sessions[session_id] = session
+        self._is_empty = False
         self._total_bytes += len(write.payload)
         for name, _ in shares(client):
-            self._client_sessions[name] = self._client_sessions.get(name, 0) + 1
+            self._client_sessions.count(name)
         return session
 
     async def get(self, session_id: str) -> Session:
@@ -166,8 +168,7 @@ class MemorySessionStore:
 
     def count_read(self, session_id: str) -> None:
         """See `SessionStore.count_read`."""
-        if session_id in self._sessions:
-            self._reads[session_id] = self._reads.get(session_id, 0) + 1
+        self._reads.count(session_id)
 
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """See `SessionStore.replace`."""
@@ -200,9 +201,10 @@ class MemorySessionStore:
         return Held(len(self._sessions), self._total_bytes, len(self._client_sessions), is_swept=not may_be_more)
 
     def _live(self, session_id: str, now_ms: int) -> Session:
-        session = self._sessions.get(session_id)
-        if session is None:
-            raise SessionNotFound
+        try:
+            session = self._sessions[session_id]
+        except KeyError:
+            raise SessionNotFound from None
         if session.expires_ms <= now_ms:
             self._expire(session)
             raise SessionNotFound
@@ -213,6 +215,7 @@ class MemorySessionStore:
 
     def _drop(self, session: Session, lived_ms: int, reason: str) -> None:
         del self._sessions[session.id]
+        self._is_empty = not self._sessions
         self._total_bytes -= len(session.payload)
         for name, _ in shares(session.client):
             self._client_sessions[name] -= 1

@@ -5,6 +5,7 @@ whatever could refer to something else, but not into a dict of nothing but strin
 is: so a session lies here as bytes. And what is divided among many dicts is never copied as a whole.
 """
 
+import functools
 import marshal
 from collections.abc import Iterator, MutableMapping
 from typing import Generic, TypeVar
@@ -44,6 +45,23 @@ class Parts(MutableMapping[str, _V], Generic[_V]):
         return self._length
 
 
+class Counts(Parts[int]):
+    """How often something has happened, by key."""
+
+    def count(self, key: str) -> None:
+        """Add one to the number under this key; there is none at first."""
+        part = self._parts[hash(key) % self.COUNT]
+        if key in part:
+            part[key] += 1
+        else:
+            self[key] = 1
+
+
+@functools.lru_cache(maxsize=256)  # for the devices that poll now
+def _read(session_id: str, revision: bytes) -> Session:
+    return Session(session_id, *marshal.loads(revision))  # noqa: S302 (only we wrote it)
+
+
 class SessionTable(MutableMapping[str, Session]):
     """Sessions by their ids, in the order of their ends as far as whole seconds go, and within one of their creation.
 
@@ -56,7 +74,7 @@ class SessionTable(MutableMapping[str, Session]):
         self._ids: dict[int, dict[str, None]] = {}
 
     def __getitem__(self, session_id: str) -> Session:
-        return Session(session_id, *marshal.loads(self._revisions[session_id]))  # noqa: S302 (only we wrote it)
+        return _read(session_id, self._revisions[session_id])
 
     def __setitem__(self, session_id: str, session: Session) -> None:
         self._ids.setdefault(session.expires_ms // 1000, {})[session_id] = None

@@ -3,7 +3,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from twisted.web.http_headers import Headers
 
 from synapse_rendezvous.preconditions import EntityTags, Preconditions, Verdict
 from synapse_rendezvous.session import Session, Write
@@ -173,9 +172,7 @@ PROCEED, NOT_MODIFIED, FAILED = Verdict.PROCEED, Verdict.NOT_MODIFIED, Verdict.F
 )
 def test_evaluation(headers: dict[str, bytes], on_get: Verdict, on_put: Verdict) -> None:
     """Preconditions count in the order of RFC 9110 section 13.2.2."""
-    preconditions = Preconditions.read(
-        Headers({name.encode(): [value] for name, value in headers.items()}), tolerant=False
-    )
+    preconditions = Preconditions.read({name.encode(): [value] for name, value in headers.items()}, tolerant=False)
 
     assert on_get == preconditions.evaluate(SESSION, safe=True)
     assert on_put == preconditions.evaluate(SESSION, safe=False)
@@ -183,13 +180,13 @@ def test_evaluation(headers: dict[str, bytes], on_get: Verdict, on_put: Verdict)
 
 def test_two_dates() -> None:
     """A date that is sent twice is no date."""
-    assert Preconditions() == Preconditions.read(Headers({b"If-Unmodified-Since": [OLD, OLD]}), tolerant=True)
+    assert Preconditions() == Preconditions.read({b"If-Unmodified-Since": [OLD, OLD]}, tolerant=True)
 
 
 @given(st.binary(max_size=60))
 def test_any_date(value: bytes) -> None:
     """No bytes make reading a date fail."""
-    Preconditions.read(Headers({b"If-Modified-Since": [value.replace(b"\n", b"").replace(b"\r", b"")]}), tolerant=True)
+    Preconditions.read({b"If-Modified-Since": [value]}, tolerant=True)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +204,7 @@ def test_any_date(value: bytes) -> None:
 )
 def test_repeat(value: bytes | None, payload: bytes, content_type: bytes, is_repeat: bool) -> None:
     """Only the write that made the current revision is recognised as a repeat."""
-    preconditions = Preconditions.read(Headers({b"If-Match": [value]} if value is not None else None), tolerant=True)
+    preconditions = Preconditions.read({b"If-Match": [value]} if value is not None else {}, tolerant=True)
 
     assert is_repeat == preconditions.repeat(SESSION, Write(payload, content_type))
 
