@@ -15,8 +15,8 @@ class Limit:
     Args:
         ratelimiter: Synapse's; nobody else uses it.
         rate: how often one may do it.
-        in_lots: count a part of the burst at once, and let it be spent one by one. Somebody may then do it that much
-            more often; but to ask each time takes longer than all else that a poll needs of us.
+        in_lots: count a part of the burst at once, and let it be spent one by one; everybody has a first lot. Somebody may
+            then do it that much more or less often; but to ask each time takes longer than all else that a poll needs.
     """
 
     MAX_KEYS = LIMIT_KEYS
@@ -33,13 +33,15 @@ class Limit:
     def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, *, in_lots: bool = False) -> None:
         self._ratelimiter = ratelimiter
         self._rate = rate
-        self._lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT) if in_lots else 1
+        lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT) if in_lots else 0
+        self._lot = lot if lot > 1 else 0
+        self._burst_count = rate.burst_count - self._lot
         self._prepaid: dict[str, int] = {}
 
     def spend_prepaid(self, key: str) -> bool:
         """Count one action if this key has some left that were counted before; say whether it had."""
-        if prepaid := self._prepaid.get(key):
-            self._prepaid[key] = prepaid - 1
+        if prepaid := self._prepaid.get(key, self._lot):
+            self._set_prepaid(key, prepaid - 1)
             return True
         return False
 
@@ -64,21 +66,24 @@ class Limit:
         Raises:
             LimitExceededError: it was done too often.
         """
-        if not self._prepaid.get(key):
+        if not self._prepaid.get(key, self._lot):
             self._ask(key, 1, update=False)
 
     def _prepay(self, key: str, share: int) -> bool:
         """Count many actions, the first of which is done now; say whether there may be so many."""
-        if self._lot <= 1:
+        if not self._lot:
             return False
         try:
             self._ask(key, share, actions=self._lot)
         except LimitExceededError:
             return False
-        if len(self._prepaid) >= self.MAX_KEYS:  # what is lost is less than a lot of each
-            self._prepaid.clear()
-        self._prepaid[key] = self._lot - 1
+        self._set_prepaid(key, self._lot - 1)
         return True
+
+    def _set_prepaid(self, key: str, count: int) -> None:
+        if len(self._prepaid) >= self.MAX_KEYS and key not in self._prepaid:
+            self._prepaid.clear()  # so that each has a first lot again
+        self._prepaid[key] = count
 
     def _ask(
         self, key: str, share: int, pause_s: float | None = None, *, update: bool = True, actions: int = 1
@@ -90,7 +95,7 @@ class Limit:
             None,
             key=key,
             rate_hz=self._rate.per_second * share,
-            burst_count=self._rate.burst_count * share,
+            burst_count=self._burst_count * share,
             update=update,
             n_actions=actions,
             pause=pause_s,
