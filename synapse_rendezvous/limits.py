@@ -15,8 +15,8 @@ class Limit:
     Args:
         ratelimiter: Synapse's; nobody else uses it.
         rate: how often one may do it.
-        in_lots: count a part of the burst at once, and let it be spent one by one; everybody has a first lot. Somebody may
-            then do it that much more or less often; but to ask each time takes longer than all else that a poll needs.
+        in_lots: count a part of the burst at once, and let it be spent one by one; everybody has a first lot. Somebody
+            may then do it that much more or less often; but to ask each time takes longer than all that a poll needs.
     """
 
     MAX_KEYS = LIMIT_KEYS
