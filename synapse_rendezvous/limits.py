@@ -40,10 +40,14 @@ class Limit:
 
     def spend_prepaid(self, key: str) -> bool:
         """Count one action if this key has some left that were counted before; say whether it had."""
-        if prepaid := self._prepaid.get(key, self._lot):
-            self._set_prepaid(key, prepaid - 1)
-            return True
-        return False
+        prepaid = self._prepaid.get(key)
+        if prepaid:
+            self._prepaid[key] = prepaid - 1
+        elif prepaid is None and self._lot:
+            self._set_prepaid(key, self._lot - 1)
+        else:
+            return False
+        return True
 
     def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
         """Count one action.
