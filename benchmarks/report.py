@@ -164,6 +164,13 @@ def memory(numbers: Mapping[str, Any]) -> str:
     return table(["", "a session, without its payload", "measured with", "where"], rows)
 
 
+def shares(numbers: Mapping[str, Any]) -> str:
+    """Return a table of what the process does while it is polled."""
+    looks = numbers["shares"]["looks"]
+    rows = sorted(looks.items(), key=operator.itemgetter(1), reverse=True)
+    return table(["", "of the time"], [[name, f"{count / sum(looks.values()):.0%}"] for name, count in rows])
+
+
 def waiting(numbers: Mapping[str, Any]) -> str:
     """Return tables of what waiting brings and takes."""
     found = numbers["waiting"]
@@ -253,7 +260,7 @@ def capacity(numbers: Mapping[str, Any]) -> str:
 
 PARTS = {
     function.__name__: function
-    for function in (environment, operations, sizes, handshakes, memory, waiting, flood, million, capacity)
+    for function in (environment, operations, sizes, handshakes, memory, waiting, flood, million, capacity, shares)
 }
 """What stands between the markers of these names."""
 
@@ -345,7 +352,13 @@ def main() -> int:
     parser.add_argument("numbers", nargs="?", type=pathlib.Path, default=NUMBERS, help="default: %(default)s")
     file = parser.parse_args().numbers
     numbers = json.loads(file.read_text())
-    scripts = {"comparison": "compare.py", "flood": "flood.py", "waiting": "waiting.py", "million": "million.py"}
+    scripts = {
+        "shares": "shares.py",
+        "comparison": "compare.py",
+        "flood": "flood.py",
+        "waiting": "waiting.py",
+        "million": "million.py",
+    }
     if missing := [script for part, script in scripts.items() if part not in numbers]:
         print(f"{file} is not complete; these add to it with --json: {', '.join(missing)}", file=sys.stderr)
         return 1

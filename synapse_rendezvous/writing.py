@@ -26,8 +26,8 @@ def write(request: SynapseRequest, response: Response) -> None:
     request.setResponseCode(response.code)
     if request._disconnected:
         return
-    # Not by Twisted's methods, which would take ten times as long, for names that it need not change and values that are
-    # ours, or were checked when they came.
+    # Not by Twisted's methods, which would take ten times as long, for names that it need not change and values that
+    # are ours, or were checked when they came.
     headers = request.responseHeaders._rawHeaders
     headers.update(_COMMON_HEADERS._rawHeaders)
     for name, value in response.headers:

@@ -61,6 +61,15 @@ def test_short_forms(tmp_path: pathlib.Path) -> None:
             assert re.search(rf"^ *{re.escape(name)}  ", each.stdout, re.MULTILINE)
 
 
+@needs_wrk
+def test_shares(tmp_path: pathlib.Path) -> None:
+    """The short form of the profile finds our code at work, and Synapse's and Twisted's more."""
+    done = run("shares.py", "--json", str(tmp_path / "numbers.json"))
+    assert 0 == done.returncode, done.stderr
+    looks = json.loads((tmp_path / "numbers.json").read_text())["shares"]["looks"]
+    assert 0 < looks["synapse_rendezvous"] < sum(looks.values()) / 2
+
+
 def test_page() -> None:
     """The page has the numbers that are committed, and so have the plots."""
     numbers = json.loads(report.NUMBERS.read_text())
