@@ -51,14 +51,22 @@ class RedisLink:
         self._warn_at_s = 0.0
         self._unavailable = 0
 
-    async def run(self, script: str, keys: Sequence[str], arguments: Sequence[bytes | int]) -> list[Any]:
+    async def run(
+        self, script: str, keys: Sequence[str], arguments: Sequence[bytes | int], *, quietly: bool = False
+    ) -> list[Any]:
         """Run a script and return its answer.
+
+        Args:
+            script: its text.
+            keys: what it may touch.
+            arguments: what else it is given.
+            quietly: whether nobody waits for it, so that a failure is not told.
 
         Raises:
             StoreUnavailable: Redis refused it, or gave no answer in time; whether it ran is not known then.
         """
         if self._under_way >= self.MAX_UNDER_WAY or not self._may_try():
-            raise self._unavailability("it has not answered lately")
+            raise self._unavailability("it has not answered lately", quietly)
         self._under_way += 1
         try:
             calling = self._connection.eval(script, keys, arguments).addTimeout(self.DEADLINE_S, self._reactor)
@@ -66,13 +74,13 @@ class RedisLink:
         except txredisapi.ResponseError as error:
             # It is there, but for example out of memory or read-only: other scripts may do.
             self._up()
-            raise self._unavailability(str(error)) from None
+            raise self._unavailability(str(error), quietly) from None
         except defer.TimeoutError:
             self._down()
-            raise self._unavailability(f"no answer within {self.DEADLINE_S:g} s") from None
+            raise self._unavailability(f"no answer within {self.DEADLINE_S:g} s", quietly) from None
         except txredisapi.RedisError as error:
             self._down()
-            raise self._unavailability(str(error)) from None
+            raise self._unavailability(str(error), quietly) from None
         finally:
             self._under_way -= 1
         self._up()
@@ -100,7 +108,9 @@ class RedisLink:
             self._down_since_s = None
             self._metrics.store_is_down(False)
 
-    def _unavailability(self, reason: str) -> StoreUnavailable:
+    def _unavailability(self, reason: str, quietly: bool) -> StoreUnavailable:
+        if quietly:
+            return StoreUnavailable()
         self._unavailable += 1
         self._metrics.store_failed()
         now_s = time.monotonic()

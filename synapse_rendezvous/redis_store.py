@@ -91,15 +91,15 @@ class RedisSessionStore:
 
     async def sweep(self) -> Held:
         """See `SessionStore.sweep`."""
-        held = HELD.fullmatch(await self._run(redis_scripts.SWEEP, ""))
+        held = HELD.fullmatch(await self._run(redis_scripts.SWEEP, "", quietly=True))
         assert held is not None  # noqa: S101 (the script says nothing else)
         sessions, total_bytes, clients, over = map(int, held.groups())
         return Held(sessions, total_bytes, clients, is_swept=not over)
 
-    async def _run(self, script: str, session_id: str, *arguments: bytes | int) -> bytes:
+    async def _run(self, script: str, session_id: str, *arguments: bytes | int, quietly: bool = False) -> bytes:
         """Run a script and return the value in its answer, or raise what it says instead."""
         keys = (self._session_prefix + session_id, *self._shared_keys)
-        verdict, now_ms, value, ended = await self._link.run(script, keys, arguments)
+        verdict, now_ms, value, ended = await self._link.run(script, keys, arguments, quietly=quietly)
         self._ahead_ms = int(now_ms) - self._local_now_ms()
         for record in ended:
             self._expired(record)

@@ -42,7 +42,7 @@ FAULTS: dict[str, dict[str, Fault]] = {
         # It honours no-store, but asks Synapse without If-None-Match and answers 200 where nothing is new.
         "cache": Fault("proxy_cache cache; proxy_cache_valid any 1m;"),
         "forced_cache": Fault(
-            "proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control Expires;"
+            "proxy_cache cache; proxy_cache_valid any 1m; proxy_ignore_headers Cache-Control Expires Vary;"
         ),
         "duplicate_cors": Fault("add_header Access-Control-Allow-Origin * always;"),
         "options_intercepted": Fault(

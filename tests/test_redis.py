@@ -314,3 +314,19 @@ def test_homeservers_share_a_redis(connect: Callable[..., Any]) -> None:
     session = create(one)
     with pytest.raises(SessionNotFound):
         result(other.get(session.id))
+
+
+def test_nobody_is_told_of_sweeps_that_fail(
+    store: RedisSessionStore, redis: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What fails without a request that fails is neither logged nor counted as one."""
+    caplog.set_level(logging.WARNING)
+    create(store)
+    failures = sample("store_failures_total")
+    redis.pause()
+    with pytest.raises(StoreUnavailable):
+        result(store.sweep())
+    redis.resume()
+    assert "" == caplog.text
+    assert (failures, 1) == (sample("store_failures_total"), sample("store_down"))
+    comes_back(store)
