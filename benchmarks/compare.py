@@ -20,7 +20,7 @@ from connection import BenchmarkError, Connection
 from dialects import PAYLOAD, Session
 from handshake import Handshakes, play
 from load import TURN_S, Load, Probe, Work, percentile, resident_bytes
-from servers import SERVERS, Running, compared, rust_version
+from servers import AVAILABLE, SERVERS, Running, compared, rust_version
 from stack import RedisServer
 
 BARE = "bare"
@@ -253,4 +253,4 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main("comparison", __doc__, measure, servers=list(SERVERS), facts={"rust module": rust_version()}))
+    sys.exit(main("comparison", __doc__, measure, servers=AVAILABLE, facts={"rust module": rust_version()}))

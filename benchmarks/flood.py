@@ -19,7 +19,7 @@ from cli import Result, find_wrk, main, progress
 from connection import Connection
 from dialects import Session
 from load import Clocks, Load, percentile
-from servers import SERVERS, Running, compared, rust_version
+from servers import AVAILABLE, SERVERS, Running, compared, rust_version
 
 FLOODERS = 32
 """On how many connections sessions are created."""
@@ -134,4 +134,4 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
 
 
 if __name__ == "__main__":
-    sys.exit(main("flood", __doc__, measure, servers=list(SERVERS), facts={"rust module": rust_version()}))
+    sys.exit(main("flood", __doc__, measure, servers=AVAILABLE, facts={"rust module": rust_version()}))

@@ -63,10 +63,14 @@ SERVERS = {
     ),
     "rust": Server("rust", RUST_DISTRIBUTION, ETagDialect("/_synapse/client/rust"), grows=True),
 }
-"""By the names that `--servers` takes. What Synapse's own hold is fixed: from 200 on they end the oldest."""
+"""All of them by their names. What Synapse's own hold is fixed: from 200 on they end the oldest."""
 
-if not hasattr(synapse_rust, "msc4388_rendezvous"):  # before Synapse 1.149
-    del SERVERS["synapse_msc4388"]
+AVAILABLE = [
+    name
+    for name in SERVERS
+    if name != "synapse_msc4388" or hasattr(synapse_rust, "msc4388_rendezvous")  # which came with Synapse 1.149
+]
+"""The names of those that can be started here."""
 
 
 @dataclasses.dataclass(frozen=True)
