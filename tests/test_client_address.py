@@ -67,11 +67,8 @@ class Listeners:
 def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
     """One homeserver for all tests; they differ by where their clients are."""
     listeners = Listeners(tmp_path_factory.mktemp("homeserver"))
-    try:
-        listeners.homeserver.start()
+    with listeners.homeserver:
         yield listeners
-    finally:
-        listeners.homeserver.stop()
     assert_clean(listeners.homeserver)
 
 

@@ -41,11 +41,8 @@ TABLE = table()
 def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
     """A homeserver that lets each client create three sessions."""
     listeners = Listeners(tmp_path_factory.mktemp("homeserver"))
-    try:
-        listeners.homeserver.start()
+    with listeners.homeserver:
         yield listeners
-    finally:
-        listeners.homeserver.stop()
     assert_clean(listeners.homeserver)
 
 
