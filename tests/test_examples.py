@@ -41,11 +41,8 @@ def serving(
         modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
         settings=settings,
     )
-    try:
-        homeserver.start()
+    with homeserver:
         yield homeserver
-    finally:
-        homeserver.stop()
     assert_clean(homeserver)
 
 

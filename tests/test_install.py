@@ -197,11 +197,8 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeser
         modules=CHART_MODULES,
         settings=WITH_AUTHENTICATION_SERVICE,
     )
-    try:
-        homeserver.start()
+    with homeserver:
         yield homeserver
-    finally:
-        homeserver.stop()
     assert_clean(homeserver)
 
 

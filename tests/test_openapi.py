@@ -130,11 +130,8 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeser
     """A homeserver that limits nobody, and where waiting is short."""
     config = {"long_poll": {"max_wait": 20}, "max_sessions": 1_000_000, "per_client": UNLIMITED, **ENDLESS}
     homeserver = throwaway(tmp_path_factory.mktemp("quick"), config)
-    try:
-        homeserver.start()
+    with homeserver:
         yield homeserver
-    finally:
-        homeserver.stop()
     assert_clean(homeserver)
 
 

@@ -56,11 +56,8 @@ class Processes(NamedTuple):
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": CONFIG}]
     homeserver = ThrowawayHomeserver(tmp_path_factory.mktemp("memory"), port=free_port(), modules=modules)
-    try:
-        homeserver.start()
+    with homeserver:
         yield homeserver
-    finally:
-        homeserver.stop()
     assert_clean(homeserver)
 
 
