@@ -9,7 +9,7 @@ from synapse.http.site import SynapseRequest
 from synapse_rendezvous.clients import DENIED, EXEMPT, UNKNOWN, Clients, shares
 from synapse_rendezvous.config import RateLimit, RendezvousConfig
 from synapse_rendezvous.errors import ClientDenied, CreationForbidden, StoreFull
-from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver, forwarded_for, peer_address
+from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver, origin
 from synapse_rendezvous.limits import Limit
 from synapse_rendezvous.observations import Observations
 
@@ -50,8 +50,8 @@ class Admission:
         Raises:
             ClientDenied: the operator serves this address nothing.
         """
-        peer = peer_address(request)
-        client = self._clients.name(peer, forwarded_for(request))
+        peer, forwarded = origin(request)
+        client = self._clients.name(peer, forwarded)
         if client == UNKNOWN:
             self._observations.unknown(peer)
         elif client == DENIED:
@@ -122,8 +122,9 @@ class Admission:
 
     def written(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""
-        with contextlib.suppress(LimitExceededError):  # others were done meanwhile
-            self._session_writes.spend(((session_id, 1),))
+        if not self._session_writes.spend_prepaid(session_id):
+            with contextlib.suppress(LimitExceededError):  # others were done meanwhile
+                self._session_writes.spend(((session_id, 1),))
 
     def miss(self, client: str) -> None:
         """Count a request for a session that is not there. Only misses are refused: what a client finds, it gets."""

@@ -83,7 +83,7 @@ class Clients:
             forwarded: the X-Forwarded-For lines; None where the listener does not believe them.
         """
         if forwarded is None:
-            return UNKNOWN if peer is None else self._read_bounded(peer)[0]
+            return UNKNOWN if peer is None else self._read_cached(peer)[0]
         if len(forwarded) == 1 and len(forwarded[0]) <= self._LONGEST_ADDRESS:  # what nearly all proxies send
             return self._follow_cached(peer, forwarded[0])
         return self._follow(peer, *forwarded)

@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple, Protocol
 from synapse.api.errors import SynapseError
 from twisted.web.http import datetimeToString
 
-from synapse_rendezvous.preconditions import HeaderFields, Preconditions
+from synapse_rendezvous.preconditions import HeaderFields, Preconditions, Verdict
 from synapse_rendezvous.session import Session, Write
 
 Fields = tuple[tuple[bytes, bytes], ...]
@@ -54,8 +54,8 @@ class Dialect(Protocol):
     def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; raise what is wrong with it."""
 
-    def read_known(self, headers: HeaderFields, query: Query) -> Preconditions:
-        """Read what the reader of a GET has already."""
+    def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
+        """Say what the current revision is to the reader of a GET; see `preconditions.judge_read`."""
 
     def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read what a DELETE depends on."""
@@ -71,13 +71,13 @@ class Dialect(Protocol):
             client: whom the request counts for.
         """
 
-    def created(self, session: Session, now_ms: int) -> Response:
+    def created(self, session: Session) -> Response:
         """Answer a POST."""
 
-    def shown(self, session: Session, now_ms: int) -> Response:
+    def shown(self, session: Session) -> Response:
         """Answer a GET with the payload."""
 
-    def unchanged(self, session: Session, now_ms: int) -> Response:
+    def unchanged(self, session: Session) -> Response:
         """Answer a GET whose reader has the current revision."""
 
     def updated(self, session: Session) -> Response:

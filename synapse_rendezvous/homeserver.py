@@ -45,16 +45,17 @@ def require_supported(version: str) -> None:
         raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
 
 
-def forwarded_for(request: SynapseRequest) -> Sequence[bytes] | None:
-    """Return all X-Forwarded-For lines; None where the listener does not have `x_forwarded`."""
+def origin(request: SynapseRequest) -> tuple[str | None, Sequence[bytes] | None]:
+    """Return where a request comes from.
+
+    Returns:
+        The address at the other end of the connection, None if it has none, as a unix socket; and all X-Forwarded-For
+        lines, None where the listener does not have `x_forwarded`.
+    """
+    peer = getattr(request.client, "host", None)
     if not isinstance(request, XForwardedForRequest):
-        return None
-    return request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
-
-
-def peer_address(request: SynapseRequest) -> str | None:
-    """Return the address at the other end of the connection; None if it has none, as a unix socket."""
-    return getattr(request.client, "host", None)
+        return peer, None
+    return peer, request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
 
 
 def header_fields(request: SynapseRequest) -> HeaderFields:

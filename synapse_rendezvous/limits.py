@@ -1,6 +1,5 @@
 """How often something may be done: Synapse's rate limiter, for clients and the networks around them."""
 
-import contextlib
 from collections.abc import Sequence
 
 from synapse.api.errors import LimitExceededError
@@ -105,6 +104,8 @@ class Limit:
             pause=pause_s,
         )
         # Synapse looks up users in its database, and we name none: so it is done as soon as it is begun.
-        with contextlib.suppress(StopIteration):
+        try:
             asking.send(None)
-            raise RuntimeError("Synapse's rate limiter waits for something")  # pragma: no cover
+        except StopIteration:
+            return
+        raise RuntimeError("Synapse's rate limiter waits for something")  # pragma: no cover

@@ -3,9 +3,14 @@
 Every metric says of which homeserver it is, as Synapse's do, and no label has more values than are listed here.
 """
 
-from collections.abc import Callable, Iterable
+import bisect
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.session import Ended, Held, Session
@@ -24,7 +29,6 @@ _LIMIT = Gauge(_name("limit"), "How many sessions, or bytes of payload, there ma
 _INFO = Gauge(_name("info"), "1 for each process that serves sessions", [_SERVER, "version", "process", "store"])
 _CREATED = Counter(_name("created"), "Sessions created", [_SERVER, "dialect"])
 _ENDED = Counter(_name("ended"), "Sessions ended; paired if they were ever written to", [_SERVER, "outcome", "reason"])
-_REQUESTS = Counter(_name("requests"), "Requests answered", [_SERVER, "method", "outcome"])
 _REJECTED = Counter(_name("rejected"), "Requests over a limit, refused or only observed", [_SERVER, "limit"])
 _TAGS = Counter(_name("tags_normalised"), "Entity tags that a proxy had changed, put right", [_SERVER, "kind"])
 _REPLAYED = Counter(_name("replayed_puts"), "Writes that arrived twice and were done once", [_SERVER])
@@ -47,12 +51,10 @@ _DURATION = Histogram(
     [_SERVER, "outcome"],
     buckets=(5, 10, 30, 60, 120, 300, 600, 900),
 )
-_BODY_BYTES = Histogram(
-    _name("body_bytes"), "Payloads stored", [_SERVER], buckets=(64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
-)
 
 _DIALECTS = ("msc3886", "msc4108", "msc4388")
 _METHODS = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE")
+_OTHER_METHOD = b"other"
 _OUTCOMES = {
     200: "ok",
     201: "ok",
@@ -69,7 +71,72 @@ _OUTCOMES = {
     429: "limited",
     503: "unavailable",
 }
-_OTHER = "error"
+_DEFECT = 500
+
+
+class _Requests:
+    """How many requests of one homeserver were answered, by method and status."""
+
+    def __init__(self) -> None:
+        self._counts = {(method, code): 0 for method in (*_METHODS, _OTHER_METHOD) for code in (*_OUTCOMES, _DEFECT)}
+
+    def count(self, method: bytes, code: int) -> None:
+        """Count one."""
+        key = method, code
+        if key not in self._counts:
+            key = method if method in _METHODS else _OTHER_METHOD, code if code in _OUTCOMES else _DEFECT
+        self._counts[key] += 1
+
+    def by_outcome(self) -> Mapping[tuple[str, str], int]:
+        """Return them by method and outcome."""
+        counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+        for (method, code), count in self._counts.items():
+            counts[method.decode("ascii"), _OUTCOMES.get(code, "error")] += count
+        return counts
+
+
+class _BodyBytes:
+    """How long the payloads are that were stored at one homeserver."""
+
+    _BOUNDS = (64, 256, 1024, 2048, 4096, 8192, 16384, 65536)
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._counts = [0] * (len(self._BOUNDS) + 1)
+
+    def observe(self, size: int) -> None:
+        """Count one."""
+        self.total += size
+        self._counts[bisect.bisect_left(self._BOUNDS, size)] += 1
+
+    def buckets(self) -> Sequence[tuple[str, float]]:
+        """Return how many there are up to each bound, which is written as Prometheus writes it."""
+        return list(zip([*map(floatToGoString, self._BOUNDS), "+Inf"], itertools.accumulate(self._counts), strict=True))
+
+
+class _Collector:
+    """Tells Prometheus what is counted at nearly every request, which by its own counters would cost more each time."""
+
+    def __init__(self) -> None:
+        self.requests: defaultdict[str, _Requests] = defaultdict(_Requests)
+        self.body_bytes: defaultdict[str, _BodyBytes] = defaultdict(_BodyBytes)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by Prometheus' client whenever somebody wants to know."""
+        requests = CounterMetricFamily(_name("requests"), "Requests answered", labels=[_SERVER, "method", "outcome"])
+        for server_name, counted in self.requests.items():
+            for labels, count in counted.by_outcome().items():
+                requests.add_metric([server_name, *labels], count)
+        yield requests
+        body_bytes = HistogramMetricFamily(_name("body_bytes"), "Payloads stored", labels=[_SERVER])
+        for server_name, sizes in self.body_bytes.items():
+            body_bytes.add_metric([server_name], sizes.buckets(), sizes.total)
+        yield body_bytes
+
+
+_COLLECTOR = _Collector()
+REGISTRY.register(_COLLECTOR)
+
 _LIMITS = (
     *("deny", "per_client.create", "per_client.read", "per_client.write", "per_client.miss"),
     *("per_client.max_sessions", "per_client.crowded_sessions", "per_session.read", "per_session.write"),
@@ -110,23 +177,11 @@ class Metrics:
             for reason in ("deleted", "expired")
         }
         self._durations = {outcome: _DURATION.labels(server_name, outcome) for outcome in ("paired", "lonely")}
-        outcomes = {**_OUTCOMES, 500: _OTHER}
-        self._requests = {
-            (method, code): _REQUESTS.labels(server_name, method.decode("ascii"), outcome)
-            for method in _METHODS
-            for code, outcome in outcomes.items()
-        }
-        self._other_requests = {
-            code: _REQUESTS.labels(server_name, "other", outcome) for code, outcome in outcomes.items()
-        }
+        self.answered = _COLLECTOR.requests[server_name].count
+        self._body_bytes = _COLLECTOR.body_bytes[server_name]
         self._replayed, self._proxy_bucket = _REPLAYED.labels(server_name), _PROXY_BUCKET.labels(server_name)
         self._store_failures, self._store_down = _STORE_FAILURES.labels(server_name), _STORE_DOWN.labels(server_name)
-        self._first_reply, self._body_bytes = _FIRST_REPLY.labels(server_name), _BODY_BYTES.labels(server_name)
-
-    def answered(self, method: bytes, code: int) -> None:
-        """Count a request by its method and the status of its answer."""
-        requests = self._requests.get((method, code)) or self._other_requests.get(code, self._other_requests[500])
-        requests.inc()
+        self._first_reply = _FIRST_REPLY.labels(server_name)
 
     def refused(self, limit: str) -> None:
         """Count a request over a limit."""

@@ -65,7 +65,7 @@ class RendezvousModule:
         ):
             api.looping_background_call(look, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
         admission = Admission(homeserver, config, observations)
-        dialects = _dialects(config, api.public_baseurl.rstrip("/"), kind)
+        dialects = _dialects(config, store, api.public_baseurl.rstrip("/"), kind)
         for options, dialect in dialects:
             homeserver.refuse_conflicts(options.path)
             resource = RendezvousResource(
@@ -106,7 +106,9 @@ class RendezvousModule:
         return RendezvousConfig.parse(config)
 
 
-def _dialects(config: RendezvousConfig, base_url: str, store: str) -> list[tuple[DialectConfig, Dialect]]:
+def _dialects(
+    config: RendezvousConfig, store: SessionStore, base_url: str, kind: str
+) -> list[tuple[DialectConfig, Dialect]]:
     """Return the dialects that are enabled."""
     process = secrets.token_hex(4)
     max_wait_ms = config.long_poll.max_wait_ms
@@ -120,7 +122,7 @@ def _dialects(config: RendezvousConfig, base_url: str, store: str) -> list[tuple
                 ttl_ms=config.ttl_ms,
                 max_wait_ms=max_wait_ms,
                 process=process,
-                store=store,
+                store=kind,
                 strict_etags=config.strict_etags,
             ),
         )
@@ -129,7 +131,7 @@ def _dialects(config: RendezvousConfig, base_url: str, store: str) -> list[tuple
             (config.dialects.msc4108, MSC4108Dialect, MSC4108Dialect.MAX_BYTES),
         )
     ]
-    dialects.append((config.dialects.msc4388, MSC4388Dialect(max_wait_ms=max_wait_ms)))
+    dialects.append((config.dialects.msc4388, MSC4388Dialect(store.now_ms, max_wait_ms=max_wait_ms)))
     return [(options, dialect) for options, dialect in dialects if options.enabled]
 
 

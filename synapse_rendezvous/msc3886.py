@@ -9,7 +9,7 @@ from synapse_rendezvous import __version__
 from synapse_rendezvous.clients import written
 from synapse_rendezvous.dialects import Fields, Query, Response, error_headers, json_response, revision
 from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
-from synapse_rendezvous.preconditions import HeaderFields, Preconditions
+from synapse_rendezvous.preconditions import HeaderFields, Preconditions, Verdict, judge_read
 from synapse_rendezvous.session import Session, Write
 
 
@@ -75,9 +75,9 @@ class MSC3886Dialect:
         """Read a PUT; see `Dialect.read_replace`."""
         return self.read_create(headers, content), self.read_conditions(headers)
 
-    def read_known(self, headers: HeaderFields, query: Query) -> Preconditions:
-        """Read the precondition fields."""
-        return Preconditions.read(headers, tolerant=self._tolerant)
+    def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
+        """Judge a GET by its precondition fields."""
+        return judge_read(headers, session, tolerant=self._tolerant)
 
     def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read the precondition fields."""
@@ -99,7 +99,7 @@ class MSC3886Dialect:
         """Say what this is, and who asks: for operators, who see so whether requests arrive here unharmed."""
         return json_response(200, {**self._description, "client": written(client)})
 
-    def created(self, session: Session, now_ms: int) -> Response:
+    def created(self, session: Session) -> Response:
         """Answer a POST, for readers of MSC3886 early (`id`) and late (Location) and of MSC4108 (`url`)."""
         return json_response(
             200,
@@ -107,13 +107,13 @@ class MSC3886Dialect:
             self._location(session) + revision(session),
         )
 
-    def shown(self, session: Session, now_ms: int) -> Response:
+    def shown(self, session: Session) -> Response:
         """Answer a GET with the payload, of the type it was stored with, byte for byte: clients compare it."""
         return Response(
             200, ((b"Content-Type", session.content_type), self._DOWNLOAD, *revision(session)), session.payload
         )
 
-    def unchanged(self, session: Session, now_ms: int) -> Response:
+    def unchanged(self, session: Session) -> Response:
         """Answer a GET whose reader has the current revision. Clients need Expires and Last-Modified even here."""
         return Response(304, revision(session), None)
 

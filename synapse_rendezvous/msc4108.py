@@ -35,7 +35,7 @@ class MSC4108Dialect(MSC3886Dialect):
             raise MissingHeader("if-match")
         return write, self.read_conditions(headers)
 
-    def created(self, session: Session, now_ms: int) -> Response:
+    def created(self, session: Session) -> Response:
         """Answer a POST."""
         return json_response(201, {"url": f"{self._url}/{session.id}"}, self._location(session) + revision(session))
 

@@ -1,13 +1,14 @@
 """What clients will speak: rendezvous in JSON, without entity tags."""
 
 import json
+from collections.abc import Callable
 from typing import IO, Any
 
 from synapse.api.errors import SynapseError
 
 from synapse_rendezvous.dialects import Query, Response, error_headers, json_response
 from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
-from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, HeaderFields, Preconditions
+from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, HeaderFields, Preconditions, Verdict
 from synapse_rendezvous.session import Session, Write
 
 
@@ -15,6 +16,7 @@ class MSC4388Dialect:
     """MSC4388: JSON both ways, and a sequence token in place of the entity tag.
 
     Args:
+        now_ms: tells the time by which sessions live, in milliseconds since the epoch.
         max_wait_ms: how long a GET may be held.
     """
 
@@ -34,7 +36,8 @@ class MSC4388Dialect:
         (b"Service-Worker", b"script"),
     )
 
-    def __init__(self, *, max_wait_ms: int) -> None:
+    def __init__(self, now_ms: Callable[[], int], *, max_wait_ms: int) -> None:
+        self._now_ms = now_ms
         self._max_wait_ms = max_wait_ms
 
     def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
@@ -48,10 +51,10 @@ class MSC4388Dialect:
         known = EntityTags(any=False, tags=frozenset({token}))
         return self._write(body), Preconditions(if_match=known, repeats_from_any=True)
 
-    def read_known(self, headers: HeaderFields, query: Query) -> Preconditions:
-        """Read the token of the revision that the reader has: an extension, which the proposal leaves room for."""
-        tokens = query.get(b"sequence_token")
-        return UNCONDITIONAL if tokens is None else Preconditions(if_none_match=EntityTags(False, frozenset(tokens)))
+    def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
+        """Judge a GET by the token of the revision that its reader has: an extension, for which there is room."""
+        is_known = session.tag in query.get(b"sequence_token", ())
+        return Verdict.NOT_MODIFIED if is_known else Verdict.PROCEED, frozenset()
 
     def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read nothing: only writes depend on a token."""
@@ -67,17 +70,17 @@ class MSC4388Dialect:
         """Answer the discovery."""
         return json_response(200, {"create_available": create_available, "max_wait_ms": self._max_wait_ms})
 
-    def created(self, session: Session, now_ms: int) -> Response:
+    def created(self, session: Session) -> Response:
         """Answer a POST."""
-        return json_response(200, {"id": session.id, **self._state(session, now_ms)})
+        return json_response(200, {"id": session.id, **self._state(session)})
 
-    def shown(self, session: Session, now_ms: int) -> Response:
+    def shown(self, session: Session) -> Response:
         """Answer a GET, also when nothing changed."""
-        return json_response(200, {"data": session.payload.decode("utf-8"), **self._state(session, now_ms)})
+        return json_response(200, {"data": session.payload.decode("utf-8"), **self._state(session)})
 
-    def unchanged(self, session: Session, now_ms: int) -> Response:
+    def unchanged(self, session: Session) -> Response:
         """Answer a GET whose reader has the current revision: as any other, since there is no answer without data."""
-        return self.shown(session, now_ms)
+        return self.shown(session)
 
     def updated(self, session: Session) -> Response:
         """Answer a PUT."""
@@ -96,8 +99,8 @@ class MSC4388Dialect:
             )
         return json_response(error.code, error.error_dict(None), error_headers(error))
 
-    def _state(self, session: Session, now_ms: int) -> dict[str, Any]:
-        return {"sequence_token": session.tag.decode("ascii"), "expires_in_ms": session.expires_ms - now_ms}
+    def _state(self, session: Session) -> dict[str, Any]:
+        return {"sequence_token": session.tag.decode("ascii"), "expires_in_ms": session.expires_ms - self._now_ms()}
 
     def _read_body(self, content: IO[bytes]) -> dict[str, Any]:
         raw = content.read(self._MAX_BODY_BYTES + 1)

@@ -1,5 +1,6 @@
 """The Twisted resource: which operation a request asks for."""
 
+import functools
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -27,7 +28,7 @@ from synapse_rendezvous.errors import (
 )
 from synapse_rendezvous.homeserver import content_of, header_fields
 from synapse_rendezvous.metrics import Metrics
-from synapse_rendezvous.preconditions import Preconditions, Verdict
+from synapse_rendezvous.preconditions import Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
 from synapse_rendezvous.waiting import Place, Waiting
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from synapse.util.clock import Clock
 
 logger = logging.getLogger(__name__)
+
+Judge = Callable[[Session], tuple[Verdict, frozenset[str]]]
+"""Says what a revision is to a reader, and what proxies seem to have done to the tags that it knows."""
 
 _DEFECT = json_response(500, {"errcode": Codes.UNKNOWN, "error": "Internal server error"})
 
@@ -114,8 +118,13 @@ class RendezvousResource(DirectServeJsonResource):
         await self._begun
 
     async def _respond(self, request: SynapseRequest) -> None:
+        client = EXEMPT
         try:
-            response = await self._answer_or_error(request)
+            try:
+                client = self._admission.client(request)
+                response = await self._operation(request, client)
+            except SynapseError as error:
+                response = await self._refusal(error, client)
         except Exception as error:
             if isinstance(error, CancelledError) and request._disconnected:
                 request.setResponseCode(HTTP_STATUS_REQUEST_CANCELLED)  # for the log: the client has left
@@ -126,28 +135,18 @@ class RendezvousResource(DirectServeJsonResource):
         self._metrics.answered(request.method, response.code)
         write(request, response)
 
-    async def _answer_or_error(self, request: SynapseRequest) -> Response:
-        client = EXEMPT
-        try:
-            client = self._admission.client(request)
-            return await self._operation(request, client)
-        except SynapseError as error:
-            error = self._miss(error, client)
-            if isinstance(error, LimitExceededError) and error.pause:
-                await self._sleep(error.pause)
-            response = self._dialect.failed(error)
-            # Else it and its frames hold each other until garbage is collected; in a flood everybody waits for that.
-            error.__traceback__ = error.__context__ = None
-            return response
-
-    def _miss(self, error: SynapseError, client: str) -> SynapseError:
-        """Count what is not there; return the refusal, if it was too often."""
+    async def _refusal(self, error: SynapseError, client: str) -> Response:
         if isinstance(error, SessionNotFound):
             try:
                 self._admission.miss(client)
             except LimitExceededError as refusal:
-                return refusal
-        return error
+                error = refusal
+        if isinstance(error, LimitExceededError) and error.pause:
+            await self._sleep(error.pause)
+        response = self._dialect.failed(error)
+        # Else it and its frames hold each other until garbage is collected; in a flood everybody waits for that.
+        error.__traceback__ = error.__context__ = None
+        return response
 
     def _operation(self, request: SynapseRequest, client: str) -> Awaitable[Response]:
         # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
@@ -183,7 +182,7 @@ class RendezvousResource(DirectServeJsonResource):
             self._admission.refuse(full, client)
             session = await self._store.create(session_id, wanted, EXEMPT)  # the operator only observes
         self._metrics.created(self._dialect.name, len(wanted.payload))
-        return self._dialect.created(session, self._store.now_ms())
+        return self._dialect.created(session)
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         try:
@@ -193,41 +192,39 @@ class RendezvousResource(DirectServeJsonResource):
         headers = header_fields(request)
         if self._dialect.is_for_display(headers):
             raise NotForDisplay
-        known = self._dialect.read_known(headers, request.args)
         wait_ms = self._waiting.wait_ms(request.args.get(b"timeout"))
-        if wait_ms == 0:
-            session, verdict = await self._look(client, session_id, known)
-        else:
+        place = None
+        if wait_ms > 0:
             request.is_render_cancellable = True  # a client that leaves frees its place at once
             # Register, then read: a write in between is either read, or finds the place.
-            with self._waiting.place(session_id, client) as place:
-                session, verdict = await self._look(client, session_id, known)
+            place = self._waiting.take(session_id, client)
+        try:
+            session = await self._store.get(session_id)
+            try:
+                self._admission.read_session(client, session_id)
+            except LimitExceededError as refusal:
+                raise ReadRefused(refusal, session) from None
+            self._store.count_read(session_id)
+            verdict, changes = self._dialect.judge_read(headers, request.args, session)
+            if changes:
+                self._metrics.normalised(changes)
+            if wait_ms > 0:
                 if place is None:
                     self._metrics.waited("refused")
                 elif verdict is Verdict.NOT_MODIFIED:
-                    session, verdict = await self._wait(place, wait_ms, session, known)
+                    judge = functools.partial(self._dialect.judge_read, headers, request.args)
+                    session, verdict = await self._wait(place, wait_ms, session, judge)
+        finally:
+            if place is not None:
+                self._waiting.leave(place)
         if verdict is Verdict.NOT_MODIFIED:
-            return self._dialect.unchanged(session, self._store.now_ms())
+            return self._dialect.unchanged(session)
         if verdict is Verdict.FAILED:
             raise PreconditionFailed(session)
-        return self._dialect.shown(session, self._store.now_ms())
+        return self._dialect.shown(session)
 
-    async def _look(self, client: str, session_id: str, known: Preconditions) -> tuple[Session, Verdict]:
-        """Return the current revision, and what it is to a reader who knows a revision."""
-        session = await self._store.get(session_id)
-        try:
-            self._admission.read_session(client, session_id)
-        except LimitExceededError as refusal:
-            raise ReadRefused(refusal, session) from None
-        self._store.count_read(session_id)
-        if known.changes:
-            self._metrics.normalised(known.changes)
-        return session, known.evaluate(session, safe=True)
-
-    async def _wait(
-        self, place: Place, wait_ms: int, session: Session, known: Preconditions
-    ) -> tuple[Session, Verdict]:
-        """Return as `_look` does, once the revision is another one or the time is over."""
+    async def _wait(self, place: Place, wait_ms: int, session: Session, judge: Judge) -> tuple[Session, Verdict]:
+        """Return the revision and its verdict, once it is another one or the time is over."""
         end_ms = self._waiting.end_ms(self._store.now_ms(), wait_ms)
         verdict, outcome = Verdict.NOT_MODIFIED, "left"
         try:
@@ -238,7 +235,7 @@ class RendezvousResource(DirectServeJsonResource):
                 await place.changed(left_ms)
                 if not self._waiting.is_closed:
                     session = await self._store.get(session.id)
-                    verdict = known.evaluate(session, safe=True)
+                    verdict, _ = judge(session)
             outcome = "timed_out" if verdict is Verdict.NOT_MODIFIED else "changed"
         except SessionNotFound:
             outcome = "ended"

@@ -1,9 +1,8 @@
 """A rendezvous session: one payload that two devices read and replace in turn."""
 
+import os
 import secrets
 from typing import NamedTuple
-
-import attr
 
 RANDOM_ID = r"[A-Za-z0-9_-]{22}"
 """A pattern of what `new_random_id` returns: 128 random bits in unpadded base64url."""
@@ -20,7 +19,7 @@ def new_tag() -> bytes:
     A tag is random rather than a hash of the payload, so that the same bytes written twice are two revisions
     and the reader notices both.
     """
-    return secrets.token_hex(10).encode("ascii")
+    return os.urandom(10).hex().encode("ascii")
 
 
 class Write(NamedTuple):
@@ -35,9 +34,8 @@ class Write(NamedTuple):
     content_type: bytes
 
 
-@attr.s(auto_attribs=True, slots=True, weakref_slot=False)
-class Session:
-    """One revision of a session. Nobody changes it: that is not enforced, because it would cost more than all the rest.
+class Session(NamedTuple):
+    """One revision of a session.
 
     Attributes:
         id: names it among all sessions; a dialect's prefix and 128 random bits.
@@ -64,31 +62,11 @@ class Session:
     @classmethod
     def create(cls, session_id: str, write: Write, client: str, now_ms: int, ttl_ms: int) -> "Session":
         """Return the first revision of a new session that lives for `ttl_ms` from `now_ms`."""
-        return cls(
-            id=session_id,
-            payload=write.payload,
-            content_type=write.content_type,
-            tag=new_tag(),
-            previous_tag=None,
-            last_modified_ms=now_ms,
-            expires_ms=now_ms + ttl_ms,
-            updates=0,
-            client=client,
-        )
+        return cls(session_id, *write, new_tag(), None, now_ms, now_ms + ttl_ms, 0, client)
 
     def replaced(self, write: Write, now_ms: int) -> "Session":
         """Return the revision that follows this one. The end of its life stays where it was."""
-        return Session(
-            id=self.id,
-            payload=write.payload,
-            content_type=write.content_type,
-            tag=new_tag(),
-            previous_tag=self.tag,
-            last_modified_ms=now_ms,
-            expires_ms=self.expires_ms,
-            updates=self.updates + 1,
-            client=self.client,
-        )
+        return Session(self.id, *write, new_tag(), self.tag, now_ms, self.expires_ms, self.updates + 1, self.client)
 
 
 class Ended(NamedTuple):

@@ -125,12 +125,11 @@ class MemorySessionStore:
     ) -> None:
         self._wall_ms = now_ms
         self._steady_ms = steady_ms
-        self._ahead_ms = 0
+        self._ahead_ms = now_ms() - steady_ms()
         self._quotas = quotas
         self._observer = observer
         self._sessions = SessionTable()
         self._reads = Counts()
-        self._is_empty = True
         self._total_bytes = 0
         self._client_sessions = Counts()
 
@@ -144,19 +143,17 @@ class MemorySessionStore:
         return self._total_bytes
 
     def now_ms(self) -> int:
-        """See `SessionStore.now_ms`. A clock that is set while sessions live counts once none does."""
-        if self._is_empty:
-            self._ahead_ms = self._wall_ms() - self._steady_ms()
+        """See `SessionStore.now_ms`."""
         return self._steady_ms() + self._ahead_ms
 
     async def create(self, session_id: str, write: Write, client: str) -> Session:
-        """See `SessionStore.create`."""
+        """See `SessionStore.create`. A clock that was set while sessions live counts once none does."""
+        if not self._sessions:
+            self._ahead_ms = self._wall_ms() - self._steady_ms()
         now_ms = self.now_ms()
-        self._require_place(client, now_ms)
-        self._require_room(len(write.payload), now_ms)
+        self._require_room(len(write.payload), now_ms, client)
         session = Session.create(session_id, write, client, now_ms, self._quotas.ttl_ms)
         self._sessions[session_id] = session
-        self._is_empty = False
         self._total_bytes += len(write.payload)
         for name, _ in shares(client):
             self._client_sessions.count(name)
@@ -164,7 +161,7 @@ class MemorySessionStore:
 
     async def get(self, session_id: str) -> Session:
         """See `SessionStore.get`."""
-        return self._live(session_id, self.now_ms())
+        return self._live(session_id, self._steady_ms() + self._ahead_ms)
 
     def count_read(self, session_id: str) -> None:
         """See `SessionStore.count_read`."""
@@ -215,7 +212,6 @@ class MemorySessionStore:
 
     def _drop(self, session: Session, lived_ms: int, reason: str) -> None:
         del self._sessions[session.id]
-        self._is_empty = not self._sessions
         self._total_bytes -= len(session.payload)
         for name, _ in shares(session.client):
             self._client_sessions[name] -= 1
@@ -232,27 +228,32 @@ class MemorySessionStore:
             self._expire(session)
         return len(expired) == self.SWEPT_TOGETHER
 
-    def _require_place(self, client: str, now_ms: int) -> None:
-        """Raise StoreFull unless there may be one session more, and one more of this client."""
-        if not self._makes(lambda: len(self._sessions) < self._quotas.max_sessions, now_ms):
-            raise StoreFull("max_sessions")
-        is_crowded = not self._makes(lambda: len(self._sessions) < self._quotas.crowded_sessions, now_ms)
-        quota = "per_client.crowded_sessions" if is_crowded else "per_client.max_sessions"
-        most = self._quotas.crowded_client_sessions if is_crowded else self._quotas.max_client_sessions
-        for name, share in shares(client):
-            if not self._makes(lambda: self._client_sessions.get(name, 0) < most * share, now_ms):  # noqa: B023 (called at once)
+    def _require_room(self, growth: int, now_ms: int, client: str | None = None) -> None:
+        """Raise StoreFull unless there is room, once as many of the expired are dropped as it takes.
+
+        Args:
+            growth: how many bytes of payload are to be added.
+            now_ms: the time.
+            client: who wants to create a session; None where there is one.
+        """
+        may_make_room = True
+        while quota := self._quota_met(growth, client):
+            if not may_make_room:
                 raise StoreFull(quota)
+            may_make_room = self._sweep(now_ms)
 
-    def _require_room(self, growth: int, now_ms: int) -> None:
-        """Raise StoreFull unless there may be so many bytes more."""
-        if growth > 0 and not self._makes(lambda: self._total_bytes + growth <= self._quotas.max_total_bytes, now_ms):
-            raise StoreFull("max_total_bytes")
-
-    def _makes(self, room: Callable[[], bool], now_ms: int) -> bool:
-        """Whether there is room, once as many of the expired are dropped as it takes."""
-        may_make = True
-        while not room():
-            if not may_make:
-                return False
-            may_make = self._sweep(now_ms)
-        return True
+    def _quota_met(self, growth: int, client: str | None) -> str | None:
+        quotas = self._quotas
+        if client is not None:
+            count = len(self._sessions)
+            if count >= quotas.max_sessions:
+                return "max_sessions"
+            quota, most = "per_client.max_sessions", quotas.max_client_sessions
+            if count >= quotas.crowded_sessions:
+                quota, most = "per_client.crowded_sessions", quotas.crowded_client_sessions
+            for name, share in shares(client):
+                if self._client_sessions.get(name, 0) >= most * share:
+                    return quota
+        if growth > 0 and self._total_bytes + growth > quotas.max_total_bytes:
+            return "max_total_bytes"
+        return None

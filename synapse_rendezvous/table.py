@@ -5,7 +5,6 @@ whatever could refer to something else, but not into a dict of nothing but strin
 is: so a session lies here as bytes. And what is divided among many dicts is never copied as a whole.
 """
 
-import functools
 import marshal
 from collections.abc import Iterator, MutableMapping
 from typing import Generic, TypeVar
@@ -21,24 +20,27 @@ class Parts(MutableMapping[str, _V], Generic[_V]):
     COUNT = 64
 
     def __init__(self) -> None:
-        self._parts: tuple[dict[str, _V], ...] = tuple({} for _ in range(self.COUNT))
+        self.parts: tuple[dict[str, _V], ...] = tuple({} for _ in range(self.COUNT))
         self._length = 0
 
     def __getitem__(self, key: str) -> _V:
-        return self._parts[hash(key) % self.COUNT][key]
+        return self.parts[hash(key) % self.COUNT][key]
 
     def __setitem__(self, key: str, value: _V) -> None:
-        part = self._parts[hash(key) % self.COUNT]
+        part = self.parts[hash(key) % self.COUNT]
         length = len(part)
         part[key] = value
         self._length += len(part) - length
 
+    def __contains__(self, key: object) -> bool:
+        return key in self.parts[hash(key) % self.COUNT]
+
     def __delitem__(self, key: str) -> None:
-        del self._parts[hash(key) % self.COUNT][key]
+        del self.parts[hash(key) % self.COUNT][key]
         self._length -= 1
 
     def __iter__(self) -> Iterator[str]:
-        for part in self._parts:
+        for part in self.parts:
             yield from part
 
     def __len__(self) -> int:
@@ -50,16 +52,10 @@ class Counts(Parts[int]):
 
     def count(self, key: str) -> None:
         """Add one to the number under this key; there is none at first."""
-        part = self._parts[hash(key) % self.COUNT]
-        if key in part:
-            part[key] += 1
-        else:
-            self[key] = 1
-
-
-@functools.lru_cache(maxsize=256)  # for the devices that poll now
-def _read(session_id: str, revision: bytes) -> Session:
-    return Session(session_id, *marshal.loads(revision))  # noqa: S302 (only we wrote it)
+        part = self.parts[hash(key) % self.COUNT]
+        count = part[key] = part.get(key, 0) + 1
+        if count == 1:
+            self._length += 1
 
 
 class SessionTable(MutableMapping[str, Session]):
@@ -74,22 +70,14 @@ class SessionTable(MutableMapping[str, Session]):
         self._ids: dict[int, dict[str, None]] = {}
 
     def __getitem__(self, session_id: str) -> Session:
-        return _read(session_id, self._revisions[session_id])
+        revision = self._revisions.parts[hash(session_id) % Parts.COUNT][session_id]
+        return tuple.__new__(Session, (session_id, *marshal.loads(revision)))  # noqa: S302 (only we wrote it)
 
     def __setitem__(self, session_id: str, session: Session) -> None:
-        self._ids.setdefault(session.expires_ms // 1000, {})[session_id] = None
-        # In the order of Session's arguments. Version 2 is the last that does not look for what occurs twice.
-        revision = (
-            session.payload,
-            session.content_type,
-            session.tag,
-            session.previous_tag,
-            session.last_modified_ms,
-            session.expires_ms,
-            session.updates,
-            session.client,
-        )
-        self._revisions[session_id] = marshal.dumps(revision, 2)
+        if session_id not in self._revisions:
+            self._ids.setdefault(session.expires_ms // 1000, {})[session_id] = None
+        # All but the id. Version 2 is the last that does not look for what occurs twice.
+        self._revisions[session_id] = marshal.dumps(session[1:], 2)
 
     def __delitem__(self, session_id: str) -> None:
         second = self[session_id].expires_ms // 1000

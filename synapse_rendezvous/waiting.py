@@ -3,8 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from synapse.logging.context import PreserveLoggingContext, make_deferred_yieldable
 from twisted.internet.defer import Deferred
@@ -26,11 +25,15 @@ class Place:
     Whatever happens to the session while the place is held is noticed, also between two waits.
 
     Args:
+        session_id: what it waits for.
+        client: whom it counts for.
         call_later: ends a wait that takes too long.
         longest_ms: how long one wait may take.
     """
 
-    def __init__(self, call_later: CallLater, longest_ms: float) -> None:
+    def __init__(self, session_id: str, client: str, call_later: CallLater, longest_ms: float) -> None:
+        self.session_id = session_id
+        self.client = client
         self._call_later = call_later
         self._longest_ms = longest_ms
         self._is_woken = False
@@ -133,32 +136,31 @@ class Waiting:
         end_ms = now_ms + wait_ms
         return end_ms - end_ms % self.END_INTERVAL_MS if wait_ms >= self.LONG_WAIT_MS else end_ms
 
-    @contextmanager
-    def place(self, session_id: str, client: str) -> Iterator[Place | None]:
-        """Hold a place for a request while a `with` statement lasts; None if there is no room.
+    def take(self, session_id: str, client: str) -> Place | None:
+        """Take a place for a request, which must `leave` it; None if there is no room.
 
         Args:
             session_id: what it waits for.
             client: whom it counts for.
         """
         if not self._has_room(session_id, client):
-            yield None
-            return
-        place = Place(self._call_later, self._reread_ms)
-        places = self._places.setdefault(session_id, [])
-        places.append(place)
+            return None
+        place = Place(session_id, client, self._call_later, self._reread_ms)
+        self._places.setdefault(session_id, []).append(place)
         self._clients[client] += 1
         self._count += 1
-        try:
-            yield place
-        finally:
-            self._count -= 1
-            self._clients[client] -= 1
-            if not self._clients[client]:
-                del self._clients[client]
-            places.remove(place)
-            if not places:
-                del self._places[session_id]
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Give a place back."""
+        self._count -= 1
+        self._clients[place.client] -= 1
+        if not self._clients[place.client]:
+            del self._clients[place.client]
+        places = self._places[place.session_id]
+        places.remove(place)
+        if not places:
+            del self._places[place.session_id]
 
     def wake(self, session_id: str) -> None:
         """Wake whoever waits for this session."""

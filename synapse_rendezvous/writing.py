@@ -1,6 +1,5 @@
 """The one place where answers are written."""
 
-from synapse.http.server import finish_request
 from synapse.http.site import SynapseRequest
 from twisted.web.http_headers import Headers
 
@@ -35,4 +34,4 @@ def write(request: SynapseRequest, response: Response) -> None:
     if response.body is not None:
         headers[b"Content-Length"] = [b"%d" % len(response.body)]
         request.write(response.body)
-    finish_request(request)
+    request.finish()

@@ -35,10 +35,10 @@ OPERATIONS = ("describe", "create", "read", "poll", "wait", "replace", "delete",
 PARTS = [
     *[("admission", name) for name in ("client", "create", "may_create", "read", "read_session", "write")],
     *[("admission", name) for name in ("write_session", "miss")],
-    *[("dialect", name) for name in ("read_create", "read_replace", "read_known", "read_conditions", "is_for_display")],
+    *[("dialect", name) for name in ("read_create", "read_replace", "judge_read", "read_conditions", "is_for_display")],
     *[("dialect", name) for name in ("described", "created", "shown", "unchanged", "updated", "deleted")],
     *[("store", name) for name in ("create", "get", "replace", "delete", "now_ms")],
-    *[("waiting", name) for name in ("wait_ms", "place", "wake")],
+    *[("waiting", name) for name in ("wait_ms", "_has_room", "wake")],
     ("place", "changed"),
 ]
 

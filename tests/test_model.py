@@ -792,6 +792,7 @@ class ModelTestCase(RendezvousTestCase):
         )
         for resource in self.resources():
             resource._store = store
+            resource._dialect._now_ms = store.now_ms  # which MSC4388 tells
         self.advance(
             60_000 - self.time.now_ms % 60_000
         )  # whatever Synapse does now and then, it does at the same steps
