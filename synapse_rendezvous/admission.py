@@ -25,20 +25,20 @@ class Admission:
     """
 
     def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observations: Observations) -> None:
-        def limit(name: str, rate: RateLimit, *, in_lots: bool = False) -> Limit:
+        def limit(name: str, rate: RateLimit) -> Limit:
             ratelimiter = homeserver.ratelimiter(name, per_second=rate.per_second, burst_count=rate.burst_count)
-            return Limit(ratelimiter, rate, in_lots=in_lots)
+            return Limit(ratelimiter, rate)
 
         self._homeserver = homeserver
         self._observations = observations
         self._observe = config.observe
         self._clients = Clients(config.trusted_proxies, config.exempt, config.deny)
         self._creates = limit("per_client.create", config.per_client.create)
-        self._reads = limit("per_client.read", config.per_client.read, in_lots=True)
-        self._writes = limit("per_client.write", config.per_client.write, in_lots=True)
+        self._reads = limit("per_client.read", config.per_client.read)
+        self._writes = limit("per_client.write", config.per_client.write)
         self._misses = limit("per_client.miss", config.per_client.miss)
-        self._session_reads = limit("per_session.read", config.per_session.read, in_lots=True)
-        self._session_writes = limit("per_session.write", config.per_session.write, in_lots=True)
+        self._session_reads = limit("per_session.read", config.per_session.read)
+        self._session_writes = limit("per_session.write", config.per_session.write)
         user = config.per_user.create
         self._user_creates = homeserver.ratelimiter(
             "per_user.create", per_second=user.per_second, burst_count=user.burst_count

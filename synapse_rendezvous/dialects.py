@@ -14,8 +14,8 @@ from twisted.web.http import datetimeToString
 from synapse_rendezvous.preconditions import HeaderFields, Preconditions, Verdict
 from synapse_rendezvous.session import Session, Write
 
-Fields = tuple[tuple[bytes, bytes], ...]
-"""Header fields: names and values."""
+Fields = dict[bytes, list[bytes]]
+"""Header fields: the values of each name."""
 
 
 Query = Mapping[bytes, Sequence[bytes]]
@@ -27,7 +27,7 @@ class Response(NamedTuple):
 
     Attributes:
         code: the status.
-        headers: names and values.
+        headers: the fields.
         body: the content; None for statuses that have none (204, 304).
     """
 
@@ -55,7 +55,7 @@ class Dialect(Protocol):
         """Read a PUT; raise what is wrong with it."""
 
     def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
-        """Say what the current revision is to the reader of a GET; see `preconditions.judge_read`."""
+        """Say what the current revision is to the reader of a GET, and what was done to its tags; see `EntityTags`."""
 
     def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read what a DELETE depends on."""
@@ -96,25 +96,32 @@ _http_date = functools.lru_cache(maxsize=1024)(datetimeToString)
 
 def revision(session: Session) -> Fields:
     """Return the fields that describe a revision; on every answer about it, 304 and 412 among them."""
-    return (
-        (b"ETag", b'"%b"' % session.tag),
+    return {
+        b"ETag": [b'"%b"' % session.tag],
         # Dates have whole seconds. Rounding up keeps Expires in the future for as long as the session lives.
-        (b"Expires", _http_date(-(-session.expires_ms // 1000))),
-        (b"Last-Modified", _http_date(session.last_modified_ms // 1000)),
-    )
+        b"Expires": [_http_date(-(-session.expires_ms // 1000))],
+        b"Last-Modified": [_http_date(session.last_modified_ms // 1000)],
+    }
 
 
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
-def json_response(
-    code: int, content: dict[str, Any], headers: Fields = (), content_type: bytes = b"application/json"
-) -> Response:
-    """Return an answer whose body is compact JSON."""
-    body = _encode(content).encode("utf-8")
-    return Response(code, ((b"Content-Type", content_type), *headers), body)
+"""Return compact JSON; a string alone takes a tenth of the time."""
+
+
+def json_response(code: int, content: str | dict[str, Any], headers: Fields | None = None) -> Response:
+    """Return an answer whose body is compact JSON.
+
+    Args:
+        code: the status.
+        content: the object, or JSON that is ready.
+        headers: further fields; where these have a Content-Type, it is that.
+    """
+    body = content if isinstance(content, str) else encode_json(content)
+    return Response(code, {b"Content-Type": [b"application/json"], **(headers or {})}, body.encode("utf-8"))
 
 
 def error_headers(error: SynapseError) -> Fields:
     """Return the fields that an error brings along."""
-    return tuple((name.encode("ascii"), value.encode("ascii")) for name, value in (error.headers or {}).items())
+    return {name.encode("ascii"): [value.encode("ascii")] for name, value in (error.headers or {}).items()}

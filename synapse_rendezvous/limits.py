@@ -14,8 +14,6 @@ class Limit:
     Args:
         ratelimiter: Synapse's; nobody else uses it.
         rate: how often one may do it.
-        in_lots: count a part of the burst at once, and let it be spent one by one; everybody has a first lot. Somebody
-            may then do it that much more or less often; but to ask each time takes longer than all that a poll needs.
     """
 
     MAX_KEYS = LIMIT_KEYS
@@ -25,16 +23,18 @@ class Limit:
     """Those who come when so many are remembered share one limit: that of as many clients."""
 
     LOTS = 12
-    """How many lots are in a burst."""
+    """How many lots are in a burst: a lot is counted at once, and then spent one by one; everybody has a first lot.
+
+    Somebody may do it that much more or less often; but to ask each time takes longer than all that a poll needs.
+    """
 
     LARGEST_LOT = 25
 
-    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, *, in_lots: bool = False) -> None:
+    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit) -> None:
         self._ratelimiter = ratelimiter
         self._rate = rate
-        lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT) if in_lots else 0
+        lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT)
         self._lot = lot if lot > 1 else 0
-        self._burst_count = rate.burst_count - self._lot
         self._prepaid: dict[str, int] = {}
 
     def spend_prepaid(self, key: str) -> bool:
@@ -98,7 +98,7 @@ class Limit:
             None,
             key=key,
             rate_hz=self._rate.per_second * share,
-            burst_count=self._burst_count * share,
+            burst_count=self._rate.burst_count * share - self._lot,  # with the first lot, it is exact
             update=update,
             n_actions=actions,
             pause=pause_s,

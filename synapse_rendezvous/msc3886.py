@@ -7,9 +7,9 @@ from synapse.api.errors import SynapseError
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.clients import written
-from synapse_rendezvous.dialects import Fields, Query, Response, error_headers, json_response, revision
+from synapse_rendezvous.dialects import Query, Response, encode_json, error_headers, json_response, revision
 from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
-from synapse_rendezvous.preconditions import HeaderFields, Preconditions, Verdict, judge_read
+from synapse_rendezvous.preconditions import UNCONDITIONAL, HeaderFields, Preconditions, Verdict
 from synapse_rendezvous.session import Session, Write
 
 
@@ -31,14 +31,17 @@ class MSC3886Dialect:
     id_prefix = ""
     conditional = True
 
+    _CREATED_STATUS = 200
+    _CREATED_KEYS: tuple[str, ...] = ("id", "max_bytes", "url")
+
+    _ID = "<id>"
+    """Where the id comes in what is the same in all answers."""
+
     _DEFAULT_CONTENT_TYPE = b"application/octet-stream"
 
     # Visible characters, space, tab and obs-text: what a field value may hold (RFC 9110 section 5.5). The length is
     # that of the longest type and subtype that can be registered (RFC 6838 section 4.2), with room for parameters.
     _CONTENT_TYPE = re.compile(rb"[\t\x20-\x7e\x80-\xff]{0,255}")
-
-    # Anybody could store a page or a program here; a browser is told to do nothing with it.
-    _DOWNLOAD = (b"Content-Disposition", b"attachment")
 
     def __init__(
         self,
@@ -52,7 +55,8 @@ class MSC3886Dialect:
         store: str,
         strict_etags: bool,
     ) -> None:
-        self._url = base_url + path
+        created = {"id": self._ID, "max_bytes": max_bytes, "url": f"{base_url}{path}/{self._ID}"}
+        self._created = encode_json({key: created[key] for key in self._CREATED_KEYS})
         self._path = path
         self._max_bytes = max_bytes
         self._tolerant = not strict_etags
@@ -73,11 +77,19 @@ class MSC3886Dialect:
 
     def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; see `Dialect.read_replace`."""
-        return self.read_create(headers, content), self.read_conditions(headers)
+        return self.read_create(headers, content), Preconditions.read(headers, tolerant=self._tolerant)
 
     def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
         """Judge a GET by its precondition fields."""
-        return judge_read(headers, session, tolerant=self._tolerant)
+        # Nearly all polls name the current revision, as we sent it.
+        if (
+            headers.get(b"If-None-Match") == [b'"%b"' % session.tag]
+            and b"If-Match" not in headers
+            and b"If-Unmodified-Since" not in headers
+        ):
+            return Verdict.NOT_MODIFIED, UNCONDITIONAL.changes
+        preconditions = Preconditions.read(headers, tolerant=self._tolerant)
+        return preconditions.evaluate(session, safe=True), preconditions.changes
 
     def read_conditions(self, headers: HeaderFields) -> Preconditions:
         """Read the precondition fields."""
@@ -101,16 +113,24 @@ class MSC3886Dialect:
 
     def created(self, session: Session) -> Response:
         """Answer a POST, for readers of MSC3886 early (`id`) and late (Location) and of MSC4108 (`url`)."""
-        return json_response(
-            200,
-            {"id": session.id, "max_bytes": self._max_bytes, "url": f"{self._url}/{session.id}"},
-            self._location(session) + revision(session),
-        )
+        headers = {
+            b"Location": [f"{self._path}/{session.id}".encode("ascii")],
+            b"X-Max-Bytes": [b"%d" % self._max_bytes],
+            **revision(session),
+        }
+        return json_response(self._CREATED_STATUS, self._created.replace(self._ID, session.id), headers)
 
     def shown(self, session: Session) -> Response:
         """Answer a GET with the payload, of the type it was stored with, byte for byte: clients compare it."""
         return Response(
-            200, ((b"Content-Type", session.content_type), self._DOWNLOAD, *revision(session)), session.payload
+            200,
+            {
+                b"Content-Type": [session.content_type],
+                # Anybody could store a page or a program here; a browser is told to do nothing with it.
+                b"Content-Disposition": [b"attachment"],
+                **revision(session),
+            },
+            session.payload,
         )
 
     def unchanged(self, session: Session) -> Response:
@@ -119,11 +139,11 @@ class MSC3886Dialect:
 
     def updated(self, session: Session) -> Response:
         """Answer a PUT. Typed, though empty: some proxies remove the ETag of an answer without a type."""
-        return Response(202, ((b"Content-Type", b"text/plain"), *revision(session)), b"")
+        return Response(202, {b"Content-Type": [b"text/plain"], **revision(session)}, b"")
 
     def deleted(self) -> Response:
         """Answer a DELETE."""
-        return Response(204, (), None)
+        return Response(204, {}, None)
 
     def failed(self, error: SynapseError) -> Response:
         """Word an error, with the current revision where there is one."""
@@ -132,10 +152,11 @@ class MSC3886Dialect:
     def _failed(self, error: SynapseError, content: dict[str, Any]) -> Response:
         headers = error_headers(error)
         if isinstance(error, PreconditionFailed):
-            return json_response(error.code, content, headers + revision(error.session))
+            return json_response(error.code, content, {**headers, **revision(error.session)})
         if isinstance(error, ReadRefused):
             # Clients that poll take the tag of every answer with another type than the session's, or lose their own.
-            return json_response(error.code, content, headers + revision(error.session), error.session.content_type)
+            headers[b"Content-Type"] = [error.session.content_type]
+            return json_response(error.code, content, {**headers, **revision(error.session)})
         return json_response(error.code, content, headers)
 
     def _read_content_type(self, headers: HeaderFields) -> bytes:
@@ -151,9 +172,3 @@ class MSC3886Dialect:
         if len(payload) > self._max_bytes:
             raise PayloadTooLarge(self._max_bytes)
         return payload
-
-    def _location(self, session: Session) -> Fields:
-        return (
-            (b"Location", f"{self._path}/{session.id}".encode("ascii")),
-            (b"X-Max-Bytes", b"%d" % self._max_bytes),
-        )

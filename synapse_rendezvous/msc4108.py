@@ -4,11 +4,11 @@ from typing import IO, Any
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 
-from synapse_rendezvous.dialects import Response, json_response, revision
+from synapse_rendezvous.dialects import Response
 from synapse_rendezvous.errors import InvalidContentType, MissingHeader, PreconditionFailed
 from synapse_rendezvous.msc3886 import MSC3886Dialect
 from synapse_rendezvous.preconditions import HeaderFields, Preconditions
-from synapse_rendezvous.session import Session, Write
+from synapse_rendezvous.session import Write
 
 
 class MSC4108Dialect(MSC3886Dialect):
@@ -17,6 +17,9 @@ class MSC4108Dialect(MSC3886Dialect):
     name = "msc4108"
     id_prefix = "c"
     MAX_BYTES = 4096
+
+    _CREATED_STATUS = 201
+    _CREATED_KEYS = ("url",)
 
     def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
         """Read a POST: the size counts before the type, as in Synapse's server."""
@@ -34,10 +37,6 @@ class MSC4108Dialect(MSC3886Dialect):
         if b"If-Match" not in headers:
             raise MissingHeader("if-match")
         return write, self.read_conditions(headers)
-
-    def created(self, session: Session) -> Response:
-        """Answer a POST."""
-        return json_response(201, {"url": f"{self._url}/{session.id}"}, self._location(session) + revision(session))
 
     def failed(self, error: SynapseError) -> Response:
         """Word an error. Codes that Matrix does not have yet stand beside `errcode`."""

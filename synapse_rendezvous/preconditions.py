@@ -194,25 +194,3 @@ class Preconditions(NamedTuple):
 
 UNCONDITIONAL = Preconditions()
 """The preconditions of a request without any."""
-
-
-def judge_read(headers: HeaderFields, session: Session, *, tolerant: bool) -> tuple[Verdict, frozenset[str]]:
-    """Judge a GET or HEAD against the current revision.
-
-    Args:
-        headers: the request's header fields.
-        session: the current revision.
-        tolerant: see `EntityTags.parse`.
-
-    Returns:
-        The verdict, and what proxies seem to have done to the tags; see `EntityTags`.
-    """
-    # Nearly all polls name the current revision, as we sent it.
-    if (
-        headers.get(b"If-None-Match") == [b'"%b"' % session.tag]
-        and b"If-Match" not in headers
-        and b"If-Unmodified-Since" not in headers
-    ):
-        return Verdict.NOT_MODIFIED, UNCONDITIONAL.changes
-    preconditions = Preconditions.read(headers, tolerant=tolerant)
-    return preconditions.evaluate(session, safe=True), preconditions.changes
