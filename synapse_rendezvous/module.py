@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 SWEEP_INTERVAL_MS = 10_000
 """How often expired sessions leave a store. None is served in between: each is checked when asked for."""
 
-SWEEP_PAUSE_S = 0.01
+SWEEP_PAUSE_S = 0.005
 """How long requests come first, before the next ones leave where many have expired."""
 
 REREAD_INTERVAL_MS = 10_000

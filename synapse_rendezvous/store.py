@@ -99,7 +99,7 @@ class SessionStore(Protocol):
         """
 
     async def sweep(self) -> Held:
-        """Forget up to a hundred sessions that have expired, and return what is held then.
+        """Forget some of the sessions that have expired, and return what is held then.
 
         Nobody is served one of them anyway. This makes room, and tells the observer.
         """
@@ -115,7 +115,7 @@ class MemorySessionStore:
         observer: is told of sessions that end.
     """
 
-    SWEPT_TOGETHER = 100
+    SWEPT_TOGETHER = 50
     """How many expired sessions are dropped at once where more may wait: all requests wait meanwhile."""
 
     changes_channel = None
@@ -219,7 +219,7 @@ class MemorySessionStore:
         self._observer.ended(Ended(session.id, session.updates, reads, lived_ms, reason))
 
     def _sweep(self, now_ms: int) -> bool:
-        """Forget the oldest hundred of those that are over; say whether it was so many that more may be."""
+        """Forget the oldest few of those that are over; say whether there may be more."""
         oldest = itertools.islice(self._sessions.values(), self.SWEPT_TOGETHER)
         expired = list(itertools.takewhile(lambda session: session.expires_ms <= now_ms, oldest))
         for session in expired:

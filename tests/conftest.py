@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from fetch_synapse_tests import HARNESS
+from listeners import Listeners
 from stack import ENDLESS, UNLIMITED
 
 from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
@@ -80,6 +81,15 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
     with homeserver:
         yield homeserver
     assert_clean(homeserver)
+
+
+@pytest.fixture(scope="module")
+def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
+    """One homeserver for all tests of a module; they differ by where their clients are."""
+    listeners = Listeners(tmp_path_factory.mktemp("homeserver"))
+    with listeners.homeserver:
+        yield listeners
+    assert_clean(listeners.homeserver)
 
 
 def assert_clean(homeserver: ThrowawayHomeserver) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import assert_clean
 from faulty_proxies import FAULTS, faulty
+from listeners import BURST, Listeners
 from pairing import MESSAGES, Browser, Device, PairingFailed, Phone, pair
 from proxies import ReverseProxy
-from test_client_address import BURST, Listeners, assert_told_apart, create
+from test_client_address import assert_told_apart, create
 
 from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver
 
@@ -35,15 +35,6 @@ def table() -> dict[str, dict[str, str]]:
 
 
 TABLE = table()
-
-
-@pytest.fixture(scope="module")
-def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
-    """A homeserver that lets each client create three sessions."""
-    listeners = Listeners(tmp_path_factory.mktemp("homeserver"))
-    with listeners.homeserver:
-        yield listeners
-    assert_clean(listeners.homeserver)
 
 
 Start = Callable[[str, str], ReverseProxy]

@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 import attr
 import pytest
 import yaml
-from conftest import assert_clean
 from faulty_proxies import FAULTS, healthy, places
+from listeners import Listeners
 from pairing import Browser, Device, Phone, pair
 from proxies import ReverseProxy, find_program
-from test_client_address import Listeners, assert_told_apart
+from test_client_address import assert_told_apart
 
 from synapse_rendezvous.__main__ import main
 from synapse_rendezvous.config import RendezvousConfig
@@ -218,15 +218,6 @@ def test_proxies_outlast_waiting() -> None:
 
 
 # Amidst hostile settings
-
-
-@pytest.fixture(scope="module")
-def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
-    """A homeserver that lets each client create three sessions."""
-    listeners = Listeners(tmp_path_factory.mktemp("homeserver"))
-    with listeners.homeserver:
-        yield listeners
-    assert_clean(listeners.homeserver)
 
 
 @pytest.fixture(scope="module", params=RUN)
