@@ -69,29 +69,29 @@ _OUTCOMES = {
     412: "precondition_failed",
     413: "too_large",
     429: "limited",
+    500: "error",
     503: "unavailable",
 }
-_DEFECT = 500
 
 
 class _Requests:
     """How many requests of one homeserver were answered, by method and status."""
 
     def __init__(self) -> None:
-        self._counts = {(method, code): 0 for method in (*_METHODS, _OTHER_METHOD) for code in (*_OUTCOMES, _DEFECT)}
+        self._counts = {(method, code): 0 for method in (*_METHODS, _OTHER_METHOD) for code in _OUTCOMES}
 
     def count(self, method: bytes, code: int) -> None:
         """Count one."""
         key = method, code
         if key not in self._counts:
-            key = method if method in _METHODS else _OTHER_METHOD, code if code in _OUTCOMES else _DEFECT
+            key = method if method in _METHODS else _OTHER_METHOD, code if code in _OUTCOMES else 500
         self._counts[key] += 1
 
     def by_outcome(self) -> Mapping[tuple[str, str], int]:
         """Return them by method and outcome."""
         counts: defaultdict[tuple[str, str], int] = defaultdict(int)
         for (method, code), count in self._counts.items():
-            counts[method.decode("ascii"), _OUTCOMES.get(code, "error")] += count
+            counts[method.decode("ascii"), _OUTCOMES[code]] += count
         return counts
 
 
@@ -153,6 +153,9 @@ class Metrics:
         process: which of the homeserver's processes this is.
         store: where sessions are: `memory` or `redis`.
         config: how much there may be.
+
+    Attributes:
+        answered: counts a request by its method and the status of its answer.
     """
 
     def __init__(self, server_name: str, *, version: str, process: str, store: str, config: RendezvousConfig) -> None:

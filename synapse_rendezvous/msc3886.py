@@ -77,7 +77,7 @@ class MSC3886Dialect:
 
     def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; see `Dialect.read_replace`."""
-        return self.read_create(headers, content), Preconditions.read(headers, tolerant=self._tolerant)
+        return self.read_create(headers, content), self.read_conditions(headers)
 
     def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
         """Judge a GET by its precondition fields."""
@@ -88,7 +88,7 @@ class MSC3886Dialect:
             and b"If-Unmodified-Since" not in headers
         ):
             return Verdict.NOT_MODIFIED, UNCONDITIONAL.changes
-        preconditions = Preconditions.read(headers, tolerant=self._tolerant)
+        preconditions = self.read_conditions(headers)
         return preconditions.evaluate(session, safe=True), preconditions.changes
 
     def read_conditions(self, headers: HeaderFields) -> Preconditions:
@@ -151,12 +151,11 @@ class MSC3886Dialect:
 
     def _failed(self, error: SynapseError, content: dict[str, Any]) -> Response:
         headers = error_headers(error)
-        if isinstance(error, PreconditionFailed):
-            return json_response(error.code, content, {**headers, **revision(error.session)})
+        if isinstance(error, PreconditionFailed | ReadRefused):
+            headers.update(revision(error.session))
         if isinstance(error, ReadRefused):
             # Clients that poll take the tag of every answer with another type than the session's, or lose their own.
             headers[b"Content-Type"] = [error.session.content_type]
-            return json_response(error.code, content, {**headers, **revision(error.session)})
         return json_response(error.code, content, headers)
 
     def _read_content_type(self, headers: HeaderFields) -> bytes:

@@ -136,6 +136,7 @@ class RendezvousResource(DirectServeJsonResource):
         write(request, response)
 
     async def _refusal(self, error: SynapseError, client: str) -> Response:
+        """Word an error; one that says that nothing is there is counted, and may be a refusal because of that."""
         if isinstance(error, SessionNotFound):
             try:
                 self._admission.miss(client)
