@@ -1,5 +1,6 @@
 """A test case with a homeserver that has the module, under Synapse's fake clock."""
 
+import gc
 import json
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -43,6 +44,17 @@ class RendezvousTestCase(HomeserverTestCase):
     def make_homeserver(self, reactor: Any, clock: Any) -> Any:
         age_by(self, reactor)
         return super().make_homeserver(reactor, clock)
+
+    def collect_garbage(self) -> None:
+        """Let Python collect garbage in this test, which Synapse's harness has switched off; it does so between tests.
+
+        What earlier tests left behind goes at once. Homeservers are among it, whose background processes leave their
+        log contexts as they go: in the middle of a request, that would take its context away.
+        """
+        gc.collect()
+        gc.enable()
+        self.addCleanup(gc.disable)
+        self.addCleanup(gc.collect)
 
     def create_resource_dict(self) -> dict[str, Any]:
         return {**super().create_resource_dict(), **self.hs._module_web_resources}

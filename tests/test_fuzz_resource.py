@@ -126,9 +126,7 @@ class FuzzTestCase(RendezvousTestCase):
 
     def test_random_requests(self) -> None:
         """Each answer is well formed and none is a 500; nothing is logged as an error, and all tables are bounded."""
-        gc.enable()  # which Synapse's harness has switched off; it collects after a test
-        self.addCleanup(gc.disable)
-        self.addCleanup(gc.collect)
+        self.collect_garbage()
         self.statuses: Counter[int] = Counter()
         self.held: list[tuple[bytes, bytes, Any]] = []
         self.most_keys = 0

@@ -4,7 +4,6 @@ The model is written from the documents, not from the code: with its own leaky b
 """
 
 import email.utils
-import gc
 import ipaddress
 import json
 import logging
@@ -808,9 +807,7 @@ class ModelTestCase(RendezvousTestCase):
         assert (count, count, count) == (len(waiting), places, sum(waiting._clients.values()))
 
     def play(self, stores: MemoryStores | RedisStores) -> None:
-        gc.enable()  # which Synapse's harness has switched off; it collects after a test
-        self.addCleanup(gc.disable)
-        self.addCleanup(gc.collect)
+        self.collect_garbage()
         met: Counter[str] = Counter()
         run_state_machine_as_test(
             lambda: Machine(self, stores, met),  # type: ignore[arg-type]
