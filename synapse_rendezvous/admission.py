@@ -98,29 +98,31 @@ class Admission:
     # Only the client counts for reading and writing: it takes a session, of which networks have no more than their
     # share, and who asks for none is limited by misses.
 
-    def read(self, client: str) -> None:
-        """Admit a GET or HEAD."""
+    def describe(self, client: str) -> None:
+        """Admit a GET or HEAD of the collection."""
+        self._spend(self._reads, shares(client)[:1], client)
+
+    def read(self, client: str, session_id: str) -> None:
+        """Admit a GET or HEAD of a session that exists."""
         if not self._reads.spend_prepaid(client):
             self._spend(self._reads, shares(client)[:1], client)
-
-    def read_session(self, client: str, session_id: str) -> None:
-        """Admit a GET or HEAD of a session that exists."""
         if not self._session_reads.spend_prepaid(session_id):
             self._spend(self._session_reads, ((session_id, 1),), client)
 
-    def write(self, client: str) -> None:
-        """Admit a PUT or DELETE."""
+    def delete(self, client: str) -> None:
+        """Admit a DELETE, whether or not there is such a session. No limit for the session holds: it ends but once."""
+        self._spend(self._writes, shares(client)[:1], client)
+
+    def replace(self, client: str, session_id: str) -> None:
+        """Admit a PUT, whether or not there is such a session."""
         if not self._writes.spend_prepaid(client):
             self._spend(self._writes, shares(client)[:1], client)
-
-    def write_session(self, client: str, session_id: str) -> None:
-        """Admit a PUT of a session, whether or not it exists. To end one is never too often."""
         try:
             self._session_writes.check(session_id)
         except LimitExceededError as refusal:
             self.refuse(refusal, client)
 
-    def written(self, session_id: str) -> None:
+    def replaced(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""
         if not self._session_writes.spend_prepaid(session_id):
             with contextlib.suppress(LimitExceededError):  # others were done meanwhile

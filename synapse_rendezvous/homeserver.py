@@ -16,8 +16,6 @@ from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from synapse_rendezvous.preconditions import HeaderFields
-
 OLDEST_SYNAPSE = (1, 140)
 
 REDIS_RECONNECT_S = 1
@@ -56,11 +54,6 @@ def origin(request: SynapseRequest) -> tuple[str | None, Sequence[bytes] | None]
     if not isinstance(request, XForwardedForRequest):
         return peer, None
     return peer, request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
-
-
-def header_fields(request: SynapseRequest) -> HeaderFields:
-    """Return the header fields of a request, all at once: a poll needs six, and to ask for each takes longer."""
-    return dict(request.requestHeaders.getAllRawHeaders())
 
 
 def content_of(request: SynapseRequest) -> IO[bytes]:

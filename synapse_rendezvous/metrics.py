@@ -27,7 +27,6 @@ _PAYLOAD_BYTES = Gauge(_name("payload_bytes"), "Bytes of payload that they hold"
 _CLIENTS = Gauge(_name("clients"), "Clients, and networks around them, that have sessions", [_SERVER])
 _LIMIT = Gauge(_name("limit"), "How many sessions, or bytes of payload, there may be", [_SERVER, "kind"])
 _INFO = Gauge(_name("info"), "1 for each process that serves sessions", [_SERVER, "version", "process", "store"])
-_CREATED = Counter(_name("created"), "Sessions created", [_SERVER, "dialect"])
 _ENDED = Counter(_name("ended"), "Sessions ended; paired if they were ever written to", [_SERVER, "outcome", "reason"])
 _REJECTED = Counter(_name("rejected"), "Requests over a limit, refused or only observed", [_SERVER, "limit"])
 _TAGS = Counter(_name("tags_normalised"), "Entity tags that a proxy had changed, put right", [_SERVER, "kind"])
@@ -119,6 +118,7 @@ class _Collector:
 
     def __init__(self) -> None:
         self.requests: defaultdict[str, _Requests] = defaultdict(_Requests)
+        self.created: defaultdict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(_DIALECTS, 0))
         self.body_bytes: defaultdict[str, _BodyBytes] = defaultdict(_BodyBytes)
 
     def collect(self) -> Iterator[Metric]:
@@ -128,6 +128,11 @@ class _Collector:
             for labels, count in counted.by_outcome().items():
                 requests.add_metric([server_name, *labels], count)
         yield requests
+        created = CounterMetricFamily(_name("created"), "Sessions created", labels=[_SERVER, "dialect"])
+        for server_name, by_dialect in self.created.items():
+            for dialect, count in by_dialect.items():
+                created.add_metric([server_name, dialect], count)
+        yield created
         body_bytes = HistogramMetricFamily(_name("body_bytes"), "Payloads stored", labels=[_SERVER])
         for server_name, sizes in self.body_bytes.items():
             body_bytes.add_metric([server_name], sizes.buckets(), sizes.total)
@@ -170,7 +175,6 @@ class Metrics:
         _LIMIT.labels(server_name, "count").set(config.max_sessions)
         _LIMIT.labels(server_name, "bytes").set(config.max_total_bytes)
         self._waiting = _WAITING.labels(server_name)
-        self._created = each(_CREATED, _DIALECTS)
         self._rejected = each(_REJECTED, _LIMITS)
         self._tags = each(_TAGS, ("weak", "suffix", "unquoted"))
         self._waits = each(_WAITS, ("changed", "timed_out", "ended", "left", "refused"))
@@ -181,7 +185,7 @@ class Metrics:
         }
         self._durations = {outcome: _DURATION.labels(server_name, outcome) for outcome in ("paired", "lonely")}
         self.answered = _COLLECTOR.requests[server_name].count
-        self._body_bytes = _COLLECTOR.body_bytes[server_name]
+        self._created, self._body_bytes = _COLLECTOR.created[server_name], _COLLECTOR.body_bytes[server_name]
         self._replayed, self._proxy_bucket = _REPLAYED.labels(server_name), _PROXY_BUCKET.labels(server_name)
         self._store_failures, self._store_down = _STORE_FAILURES.labels(server_name), _STORE_DOWN.labels(server_name)
         self._first_reply = _FIRST_REPLY.labels(server_name)
@@ -192,7 +196,7 @@ class Metrics:
 
     def created(self, dialect: str, size: int) -> None:
         """Count a session, and the bytes of its payload."""
-        self._created[dialect].inc()
+        self._created[dialect] += 1
         self._body_bytes.observe(size)
 
     def created_from_nowhere(self) -> None:

@@ -26,7 +26,7 @@ from synapse_rendezvous.errors import (
     SessionNotFound,
     StoreFull,
 )
-from synapse_rendezvous.homeserver import content_of, header_fields
+from synapse_rendezvous.homeserver import content_of
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import Verdict
 from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
@@ -122,7 +122,18 @@ class RendezvousResource(DirectServeJsonResource):
         try:
             try:
                 client = self._admission.client(request)
-                response = await self._operation(request, client)
+                # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
+                match = self._paths.fullmatch(request.path)
+                if match is None:
+                    response = await self._look_in_vain()
+                elif match[1] is None:
+                    if request.method not in self._collection:
+                        raise MethodNotAllowed(self._collection)
+                    response = await self._collection[request.method](request, client)
+                else:
+                    if request.method not in self._session:
+                        raise MethodNotAllowed(self._session)
+                    response = await self._session[request.method](request, client, match[1].decode("ascii"))
             except SynapseError as error:
                 response = await self._refusal(error, client)
         except Exception as error:
@@ -149,33 +160,19 @@ class RendezvousResource(DirectServeJsonResource):
         error.__traceback__ = error.__context__ = None
         return response
 
-    def _operation(self, request: SynapseRequest, client: str) -> Awaitable[Response]:
-        # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
-        match = self._paths.fullmatch(request.path)
-        if match is None:
-            return self._look_in_vain()
-        if match[1] is None:
-            on_collection = self._collection.get(request.method)
-            if on_collection is None:
-                raise MethodNotAllowed(self._collection)
-            return on_collection(request, client)
-        on_session = self._session.get(request.method)
-        if on_session is None:
-            raise MethodNotAllowed(self._session)
-        return on_session(request, client, match[1].decode("ascii"))
-
     async def _look_in_vain(self) -> Response:
         # Looked for as any other id, so that the answer does not come sooner.
         await self._store.get("-")
         raise SessionNotFound
 
     async def _describe(self, request: SynapseRequest, client: str) -> Response:
-        self._admission.read(client)
+        self._admission.describe(client)
         return self._dialect.described(await self._admission.may_create(request, self._create_policy), client)
 
     async def _create(self, request: SynapseRequest, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
-        wanted = self._dialect.read_create(header_fields(request), content_of(request))
+        headers = dict(request.requestHeaders.getAllRawHeaders())
+        wanted = self._dialect.read_create(headers, content_of(request))
         session_id = self._dialect.id_prefix + new_random_id()
         try:
             session = await self._store.create(session_id, wanted, client)
@@ -186,14 +183,12 @@ class RendezvousResource(DirectServeJsonResource):
         return self._dialect.created(session)
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        try:
-            self._admission.read(client)
-        except LimitExceededError as refusal:
-            raise ReadRefused(refusal, await self._store.get(session_id)) from None
-        headers = header_fields(request)
+        headers = dict(request.requestHeaders.getAllRawHeaders())
         if self._dialect.is_for_display(headers):
             raise NotForDisplay
-        wait_ms = self._waiting.wait_ms(request.args.get(b"timeout"))
+        wait_ms = self._waiting.default_wait_ms
+        if b"timeout" in request.args:
+            wait_ms = self._waiting.wait_ms(request.args[b"timeout"])
         place = None
         if wait_ms > 0:
             request.is_render_cancellable = True  # a client that leaves frees its place at once
@@ -202,7 +197,7 @@ class RendezvousResource(DirectServeJsonResource):
         try:
             session = await self._store.get(session_id)
             try:
-                self._admission.read_session(client, session_id)
+                self._admission.read(client, session_id)
             except LimitExceededError as refusal:
                 raise ReadRefused(refusal, session) from None
             self._store.count_read(session_id)
@@ -246,9 +241,9 @@ class RendezvousResource(DirectServeJsonResource):
         return session, verdict
 
     async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        self._admission.write(client)
-        wanted, preconditions = self._dialect.read_replace(header_fields(request), content_of(request))
-        self._admission.write_session(client, session_id)
+        self._admission.replace(client, session_id)
+        headers = dict(request.requestHeaders.getAllRawHeaders())
+        wanted, preconditions = self._dialect.read_replace(headers, content_of(request))
         try:
             session = await self._store.replace(session_id, wanted, preconditions)
         except StoreFull as full:
@@ -258,11 +253,12 @@ class RendezvousResource(DirectServeJsonResource):
         self._metrics.replaced(session)
         if preconditions.changes:
             self._metrics.normalised(preconditions.changes)
-        self._admission.written(session_id)
+        self._admission.replaced(session_id)
         return self._dialect.updated(session)
 
     async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        self._admission.write(client)
-        await self._store.delete(session_id, self._dialect.read_conditions(header_fields(request)))
+        self._admission.delete(client)
+        headers = dict(request.requestHeaders.getAllRawHeaders())
+        await self._store.delete(session_id, self._dialect.read_conditions(headers))
         self._waiting.wake(session_id)
         return self._dialect.deleted()

@@ -116,17 +116,15 @@ class Waiting:
         """How many requests hold a place."""
         return self._count
 
-    def wait_ms(self, wanted: Sequence[bytes] | None) -> int:
-        """Return how long a request may be held.
+    def wait_ms(self, wanted: Sequence[bytes]) -> int:
+        """Return how long a request may be held that says how long it would be.
 
         Args:
-            wanted: the values of its `timeout` parameter; None if it has none.
+            wanted: the values of its `timeout` parameter.
 
         Raises:
             InvalidTimeout: it is not one number of milliseconds.
         """
-        if wanted is None:
-            return self.default_wait_ms
         if len(wanted) != 1 or not _MILLISECONDS.fullmatch(wanted[0]):
             raise InvalidTimeout
         return min(int(wanted[0]), self.max_wait_ms)

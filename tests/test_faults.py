@@ -33,8 +33,8 @@ OPERATIONS = ("describe", "create", "read", "poll", "wait", "replace", "delete",
 
 # Each part that requests pass.
 PARTS = [
-    *[("admission", name) for name in ("client", "create", "may_create", "read", "read_session", "write")],
-    *[("admission", name) for name in ("write_session", "miss")],
+    *[("admission", name) for name in ("client", "describe", "create", "may_create", "read", "replace")],
+    *[("admission", name) for name in ("replaced", "delete", "miss")],
     *[("dialect", name) for name in ("read_create", "read_replace", "judge_read", "read_conditions", "is_for_display")],
     *[("dialect", name) for name in ("described", "created", "shown", "unchanged", "updated", "deleted")],
     *[("store", name) for name in ("create", "get", "replace", "delete", "now_ms")],

@@ -303,16 +303,13 @@ class Model:
         return Answer(201, "created", asked.kept)
 
     def _read(self, asked: Asked) -> Answer | None:
-        try:
-            self._spend("read", CLIENT_RATES["read"], shares(asked.client)[:1])
-        except Answer as refusal:
-            raise attr.evolve(refusal, kept=self._find(asked)) from None
         if asked.destination not in (None, "empty"):
             raise Answer(403, "display")
         if asked.timeout is not None and not asked.timeout.isdecimal():
             raise Answer(400, "timeout")
         kept = self._find(asked)
         try:
+            self._spend("read", CLIENT_RATES["read"], shares(asked.client)[:1])
             self._spend("session.read", SESSION_RATES["read"], [(kept.id, 1)])
         except Answer as refusal:
             raise attr.evolve(refusal, kept=kept) from None
@@ -336,14 +333,14 @@ class Model:
 
     def _replace(self, asked: Asked) -> Answer:
         self._spend("write", CLIENT_RATES["write"], shares(asked.client)[:1])
+        assert asked.kept is not None
+        self._spend("session.write", SESSION_RATES["write"], [(asked.kept.id, 1)], is_done=False)
         if_match = asked.if_match
         if if_match is None and asked.dialect == MSC4388:
             raise Answer(400, "invalid")
         write = self._write(asked)
         if if_match is None and asked.dialect == MSC4108:
             raise Answer(400, "missing")
-        assert asked.kept is not None
-        self._spend("session.write", SESSION_RATES["write"], [(asked.kept.id, 1)], is_done=False)
         kept = self._find(asked)
         if if_match is not None and not if_match.has(kept) and write == (kept.payload, kept.content_type):
             if asked.dialect == MSC4388 or (len(kept.tags) > 1 and kept.tag(1) in if_match.tags):
