@@ -97,7 +97,7 @@ _http_date = functools.lru_cache(maxsize=1024)(datetimeToString)
 def revision(session: Session) -> Fields:
     """Return the fields that describe a revision; on every answer about it, 304 and 412 among them."""
     return {
-        b"ETag": [b'"%b"' % session.tag],
+        b"ETag": [b'"' + session.tag + b'"'],
         # Dates have whole seconds. Rounding up keeps Expires in the future for as long as the session lives.
         b"Expires": [_http_date(-(-session.expires_ms // 1000))],
         b"Last-Modified": [_http_date(session.last_modified_ms // 1000)],

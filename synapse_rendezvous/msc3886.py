@@ -83,7 +83,7 @@ class MSC3886Dialect:
         """Judge a GET by its precondition fields."""
         # Nearly all polls name the current revision, as we sent it.
         if (
-            headers.get(b"If-None-Match") == [b'"%b"' % session.tag]
+            headers.get(b"If-None-Match") == [b'"' + session.tag + b'"']
             and b"If-Match" not in headers
             and b"If-Unmodified-Since" not in headers
         ):
@@ -130,7 +130,7 @@ class MSC3886Dialect:
                 b"Content-Disposition": [b"attachment"],
                 **revision(session),
             },
-            session.payload,
+            bytes(session.payload),
         )
 
     def unchanged(self, session: Session) -> Response:

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from synapse_rendezvous.errors import (
 from synapse_rendezvous.homeserver import content_of
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import Verdict
-from synapse_rendezvous.session import RANDOM_ID, Session, new_random_id
+from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
 from synapse_rendezvous.waiting import Place, Waiting
 from synapse_rendezvous.writing import write
@@ -81,7 +80,9 @@ class RendezvousResource(DirectServeJsonResource):
         self._create_policy = create_policy
         self._sleep = sleep
         self._metrics = metrics
-        self._paths = re.compile(f"{re.escape(path)}(?:/({dialect.id_prefix}{RANDOM_ID})?)?".encode("ascii"))
+        self._path = path.encode("ascii")
+        self._id_prefix = dialect.id_prefix.encode("ascii")
+        self._id_length = len(dialect.id_prefix) + ID_LENGTH
         self._collection: dict[bytes, Callable[[SynapseRequest, str], Awaitable[Response]]] = {
             b"GET": self._describe,
             b"HEAD": self._describe,
@@ -123,17 +124,17 @@ class RendezvousResource(DirectServeJsonResource):
             try:
                 client = self._admission.client(request)
                 # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
-                match = self._paths.fullmatch(request.path)
-                if match is None:
-                    response = await self._look_in_vain()
-                elif match[1] is None:
+                collection, _, name = request.path.rpartition(b"/")
+                if collection == self._path and len(name) == self._id_length and name.startswith(self._id_prefix):
+                    if request.method not in self._session:
+                        raise MethodNotAllowed(self._session)
+                    response = await self._session[request.method](request, client, name.decode("latin-1"))
+                elif request.path == self._path or (collection == self._path and not name):
                     if request.method not in self._collection:
                         raise MethodNotAllowed(self._collection)
                     response = await self._collection[request.method](request, client)
                 else:
-                    if request.method not in self._session:
-                        raise MethodNotAllowed(self._session)
-                    response = await self._session[request.method](request, client, match[1].decode("ascii"))
+                    response = await self._look_in_vain()
             except SynapseError as error:
                 response = await self._refusal(error, client)
         except Exception as error:

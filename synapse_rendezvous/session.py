@@ -4,13 +4,13 @@ import os
 from base64 import urlsafe_b64encode
 from typing import NamedTuple
 
-RANDOM_ID = r"[A-Za-z0-9_-]{22}"
-"""A pattern of what `new_random_id` returns: 128 random bits in unpadded base64url."""
+ID_LENGTH = 22
+"""How many characters `new_random_id` returns: 128 random bits in unpadded base64url."""
 
 
 def new_random_id() -> str:
     """Return an id that nobody can guess and that says nothing of when it was made."""
-    return urlsafe_b64encode(os.urandom(16))[:22].decode("ascii")
+    return urlsafe_b64encode(os.urandom(16))[:ID_LENGTH].decode("ascii")
 
 
 def new_tag() -> bytes:
@@ -39,7 +39,7 @@ class Session(NamedTuple):
 
     Attributes:
         id: names it among all sessions; a dialect's prefix and 128 random bits.
-        payload: the bytes last written.
+        payload: the bytes last written, or a view of them where they lie: most requests do not look at them.
         content_type: the Content-Type they were written with.
         tag: names this revision; the entity tag without its quotes.
         previous_tag: names the revision that this one replaced; None before the first replacement.
@@ -50,7 +50,7 @@ class Session(NamedTuple):
     """
 
     id: str
-    payload: bytes
+    payload: bytes | memoryview
     content_type: bytes
     tag: bytes
     previous_tag: bytes | None

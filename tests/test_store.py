@@ -21,7 +21,7 @@ from stores import TTL_MS, MemoryStores, Observer, RedisStores, Time, quotas_of,
 
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
-from synapse_rendezvous.session import RANDOM_ID, Held, Session, Write, new_random_id
+from synapse_rendezvous.session import Held, Session, Write, new_random_id
 from synapse_rendezvous.store import MemorySessionStore, SessionStore
 from synapse_rendezvous.throwaway import HOST
 
@@ -75,7 +75,7 @@ def test_create_and_get(store: SessionStore, time: Time) -> None:
 
     assert session == result(store.get(session.id))
     assert (b"hello", b"text/plain") == (session.payload, session.content_type)
-    assert re.fullmatch(RANDOM_ID, session.id)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", session.id)
     assert re.fullmatch(rb"[0-9a-z]{20}", session.tag)
     assert time.start_ms == session.last_modified_ms
     assert time.start_ms + TTL_MS == session.expires_ms
