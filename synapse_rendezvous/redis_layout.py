@@ -2,16 +2,18 @@
 
 Three keys, all with the homeserver's name in braces, so that a cluster keeps them together:
 
-- `...:<id>`, a string: one revision, laid out as `VALUE` says; Redis drops it when its time is over;
-- `...:queue`, a list: a record of each session in the order of creation and hence of expiry, as `RECORD` says; empty if
-  the session was deleted;
-- `...:totals`, a hash: how many `sessions` there are, the `bytes` of their payloads, the sessions of each client and
-  each network that shares, and how many records have left the queue.
+- `...:sessions`, a hash: by the id of each session its current revision, laid out as `VALUE` says;
+- `...:queue`, a list: the ids in the order of creation and hence of expiry, those of deleted sessions among them until
+  they come to the front;
+- `...:totals`, a hash: the `bytes` of all payloads, and the sessions of each client and each network that shares.
 
-What changes the queue changes the totals in the same script, and what has expired is uncounted before a quota refuses
-anybody, so the totals are exact at each refusal and nothing leaks. (Where sessions stop living equally long, because
-`ttl` was made shorter or Redis' clock was set back, the shorter ones count until the longer ones before them are over.)
-All times are Redis' own: it does not matter whether the clocks of the workers agree.
+The keys stand and fall together: Redis drops all of them a while after the last session's end, and where one is
+missing, the others mean nothing any more, and whoever creates drops them.
+
+What changes the sessions changes the totals in the same script, and what has expired is uncounted before a quota
+refuses anybody, so the totals are exact at each refusal and nothing leaks. (Where sessions stop living equally long,
+because `ttl` was made shorter or Redis' clock was set back, the shorter ones count until the longer ones before them
+are over; they are not served.) All times are Redis' own: it does not matter whether the clocks of the workers agree.
 """
 
 import re
@@ -20,18 +22,17 @@ VALUE = re.compile(
     # The letter keeps Synapse's connection from reading a value as a number.
     rb"r(?P<tag>.{20})(?P<previous_tag>.{20})(?P<last_modified_ms>\d{13})(?P<expires_ms>\d{13})"
     rb"(?P<updates>\d{7})"
-    rb"(?P<place>\d{12})"  # of its record, counted from the first that the queue ever had
     # Lengths in front of what has no fixed length; the rest is the payload.
     rb"(?P<client_length>\d{2})",
     re.DOTALL,
 )
 """How a value begins. Then come the client, the length of the type in three digits, the type, and the payload."""
 
-RECORD = re.compile(r"(?P<expires_ms>\d+) (?P<bytes>\d+) (?P<updates>\d+) (?P<client>\S+) (?P<id>\S+)")
-"""What the queue knows of a session; of its id, the first characters."""
+RECORD = re.compile(r"(?P<updates>\d+) (?P<id>\S+)")
+"""What a script tells of a session that it found expired."""
 
 HELD = re.compile(rb"(\d+) (-?\d+) (\d+) ([01])")
-"""Sessions, bytes, clients, and whether some of the sessions are over."""
+"""Sessions, bytes, clients, and whether more of the sessions may be over."""
 
 NO_TAG = b"." * 20
 """Stands for the previous tag in the first revision."""
@@ -41,32 +42,42 @@ ABSENT, ANY = b"-", b"*"
 
 # The offsets below are those of VALUE.
 KEYS = """
-local session, queue, totals = unpack(KEYS)
-local id = string.match(session, '[^:]+$')
+local sessions, queue, totals = unpack(KEYS)
+local id = ARGV[1]
 local ended = {}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+
+local function is_over(value)
+  return tonumber(string.sub(value, 55, 67)) <= now
+end
 """
 
 CURRENT = """
-local value = redis.call('GET', session)
-local expires = value and tonumber(string.sub(value, 55, 67))
-if value and expires <= now then
-  value = false
+local value = redis.call('HGET', sessions, id)
+if not value or is_over(value) then
+  return {'gone', now, '', ended}
 end
 """
 
-REVISION = """
-if not value then
-  return {'gone', now, '', ended}
+READ = """
+local function read(value)
+  local head_end = 76 + tonumber(string.sub(value, 75, 76))
+  return {
+    tag = string.sub(value, 2, 21),
+    previous = string.sub(value, 22, 41),
+    modified = tonumber(string.sub(value, 42, 54)),
+    expires = tonumber(string.sub(value, 55, 67)),
+    updates = tonumber(string.sub(value, 68, 74)),
+    client = string.sub(value, 77, head_end),
+    head = string.sub(value, 1, head_end),
+    size = #value - head_end - 3 - tonumber(string.sub(value, head_end + 1, head_end + 3)),
+  }
 end
-local tag, previous = string.sub(value, 2, 21), string.sub(value, 22, 41)
-local modified = tonumber(string.sub(value, 42, 54))
-local updates = tonumber(string.sub(value, 68, 74))
-local place = tonumber(string.sub(value, 75, 86))
-local client_end = 88 + tonumber(string.sub(value, 87, 88))
-local client, write = string.sub(value, 89, client_end), string.sub(value, client_end + 1)
-local size = #write - 3 - tonumber(string.sub(write, 1, 3))
+"""
+
+HOLDS = """
+local session = read(value)
 
 local function has(tags, one)
   return tags == '*' or string.find(tags, one, 1, true) ~= nil
@@ -75,87 +86,76 @@ end
 -- RFC 9110 section 13.2.2 for methods that change something, as Preconditions.evaluate has it.
 local function holds(if_match, if_none_match, unmodified_since)
   if if_match ~= '-' then
-    if not has(if_match, tag) then
+    if not has(if_match, session.tag) then
       return false
     end
-  elseif unmodified_since ~= '-' and math.floor(modified / 1000) > tonumber(unmodified_since) then
+  elseif unmodified_since ~= '-' and math.floor(session.modified / 1000) > tonumber(unmodified_since) then
     return false
   end
-  return not has(if_none_match, tag)
+  return not has(if_none_match, session.tag)
 end
 """
 
 QUOTAS = """
-local function record(bytes, updates, of)
-  return string.format('%d %d %d %s %s', expires, bytes, updates, of, string.sub(id, 1, 6))
-end
+-- Where a key is missing, as after an eviction, nothing is counted until somebody creates and drops the others.
+local is_whole = redis.call('EXISTS', sessions, queue, totals) == 3
 
 local function total(field)
   return tonumber(redis.call('HGET', totals, field) or 0)
 end
 
 -- As clients.shares has it.
-local function shares(of)
-  if string.find(of, '.', 1, true) then
-    return {{of, 1}}
-  elseif #of == 16 then
-    return {{of, 1}, {string.sub(of, 1, 14), 3}, {string.sub(of, 1, 12), 6}}
+local function shares(client)
+  if string.find(client, '.', 1, true) then
+    return {{client, 1}}
+  elseif #client == 16 then
+    return {{client, 1}, {string.sub(client, 1, 14), 3}, {string.sub(client, 1, 12), 6}}
   end
   return {}
 end
 
--- Put another record in the place of one; false if it is not there, as after an eviction.
-local function record_instead(place, old, new)
-  local position = place - total('left')
-  if position < 0 or redis.call('LINDEX', queue, position) ~= old then
-    return false
+local function count_bytes(bytes)
+  if is_whole then
+    redis.call('HINCRBY', totals, 'bytes', bytes)
   end
-  redis.call('LSET', queue, position, new)
-  return true
 end
 
-local function count(sessions, bytes, of)
-  redis.call('HINCRBY', totals, 'sessions', sessions)
-  redis.call('HINCRBY', totals, 'bytes', bytes)
-  for _, share in ipairs(shares(of)) do
-    if redis.call('HINCRBY', totals, share[1], sessions) <= 0 then
+local function count(number, bytes, client)
+  count_bytes(bytes)
+  for _, share in ipairs(is_whole and shares(client) or {}) do
+    if redis.call('HINCRBY', totals, share[1], number) <= 0 then
       redis.call('HDEL', totals, share[1])
     end
   end
 end
 
-local function is_over(record)
-  return record == '' or tonumber(string.match(record, '^%d+')) <= now
-end
-
--- Forget the oldest hundred of those that are over; false if none is. Bounded, because Redis does nothing else
--- meanwhile.
+-- Drop the first ids of the queue, up to one that lives, and what is over with them; return how many, and whether there
+-- may be more. A hundred at most, and about a megabyte, because Redis does nothing else meanwhile.
 local function sweep()
-  local oldest = redis.call('LINDEX', queue, 0)
-  if not oldest or not is_over(oldest) then
-    return false
-  end
-  local left = 0
-  for _, each in ipairs(redis.call('LRANGE', queue, 0, 99)) do
-    if not is_over(each) then
-      break
+  local dropped, bytes = 0, 0
+  while dropped < 100 and bytes < 1000000 do
+    local oldest = redis.call('LINDEX', queue, 0)
+    local value = oldest and redis.call('HGET', sessions, oldest)
+    if not oldest or value and not is_over(value) then
+      return dropped, false
     end
-    left = left + 1
-    if each ~= '' then
-      local bytes, of = string.match(each, '^%d+ (%d+) %d+ (%S+)')
-      count(-1, 0 - bytes, of)  -- Redis takes no -0
-      table.insert(ended, each)
+    if value then  -- else it was deleted
+      local session = read(value)
+      redis.call('HDEL', sessions, oldest)  -- the first write, because a full Redis lets it through
+      count(-1, 0 - session.size, session.client)  -- Redis takes no -0
+      table.insert(ended, session.updates .. ' ' .. oldest)
+      bytes = bytes + #value
     end
+    redis.call('LPOP', queue)
+    dropped = dropped + 1
   end
-  redis.call('LTRIM', queue, left, -1)
-  redis.call('HINCRBY', totals, 'left', left)
-  return true
+  return dropped, true
 end
 
 -- Whether there is room, once as many of the expired are forgotten as it takes.
 local function makes(room)
   while not room() do
-    if not sweep() then
+    if sweep() == 0 then
       return false
     end
   end
@@ -169,20 +169,17 @@ local function makes_room_for(bytes, max_total_bytes)
 end
 """
 
+STORE = """
+local function store(tag, previous, expires, updates, client, write)
+  local head = string.format('r%s%s%013d%013d%07d%02d%s', tag, previous, now, expires, updates, #client, client)
+  redis.call('HSET', sessions, id, head .. write)
+  return head
+end
+"""
+
 TELL = """
 -- Wake those who wait in other processes. A user without the right to do that has written all the same.
 local function tell(channel)
   redis.pcall('PUBLISH', channel, id)
-end
-"""
-
-STORE = """
-local function store(tag, previous, updates, place, client, write)
-  local head = string.format(
-    'r%s%s%013d%013d%07d%012d%02d%s', tag, previous, now, expires, updates, place, #client, client
-  )
-  redis.call('SET', session, head .. write)
-  redis.call('PEXPIREAT', session, expires)
-  return head
 end
 """

@@ -1,19 +1,19 @@
 """What runs inside Redis: a script for each operation of a store.
 
-Every script is given these three keys and returns an array: `ok`, `gone`, `failed` or `full`; Redis' time in
-milliseconds; a value, empty where there is none to tell; and the records that it took from the queue. Where Redis takes
-no writes (out of memory, read-only), it refuses the first one, so a script that it ends has changed nothing.
+Every script is given the three keys and, as the first of its arguments, an id. It returns an array: `ok`, `gone`,
+`failed` or `full`; Redis' time in milliseconds; a value, empty where there is none to tell; and a record of each
+session that it found expired.
+
+Where Redis takes no writes (read-only; out of memory, unless they free some), it refuses the first one of a script and
+never a later one. So a script that it ends has changed nothing.
 """
 
-from synapse_rendezvous.redis_layout import CURRENT, KEYS, QUOTAS, REVISION, STORE, TELL
+from synapse_rendezvous.redis_layout import CURRENT, HOLDS, KEYS, QUOTAS, READ, STORE, TELL
 
 GET = (
     KEYS
     + CURRENT
     + """
-if not value then
-  return {'gone', now, '', ended}
-end
 return {'ok', now, value, ended}
 """
 )
@@ -21,15 +21,19 @@ return {'ok', now, value, ended}
 
 CREATE = (
     KEYS
-    + CURRENT
+    + READ
     + QUOTAS
     + STORE
     + """
-local tag, write, size, client, ttl, max_sessions, max_total_bytes = unpack(ARGV)
-local max_client_sessions, crowded_sessions, crowded_client_sessions = unpack(ARGV, 8)
-sweep()  -- more than one creation adds, so the queue does not grow with what has expired
+local tag, write, size, client, ttl, grace, max_sessions, max_total_bytes = unpack(ARGV, 2)
+local max_client_sessions, crowded_sessions, crowded_client_sessions = unpack(ARGV, 10)
+if not is_whole then
+  redis.call('UNLINK', sessions, queue, totals)
+  is_whole = true  -- as soon as this session is in it
+end
+sweep()  -- no fewer than one creation adds, so the queue does not grow with what has expired
 local function fewer_than(most)
-  return makes(function() return total('sessions') < tonumber(most) end)
+  return makes(function() return redis.call('HLEN', sessions) < tonumber(most) end)
 end
 if not fewer_than(max_sessions) then
   return {'full', now, 'max_sessions', ended}
@@ -46,17 +50,14 @@ end
 if not makes_room_for(tonumber(size), max_total_bytes) then
   return {'full', now, 'max_total_bytes', ended}
 end
-expires = now + ttl
-local length = redis.call('LLEN', queue)
-if length == 0 then
-  redis.call('DEL', totals)  -- whatever may have happened to either key, an empty queue has no totals
-end
-local head = store(tag, string.rep('.', 20), 0, total('left') + length, client, write)
-redis.call('RPUSH', queue, record(size, 0, client))
+local expires = now + ttl
+local head = store(tag, string.rep('.', 20), expires, 0, client, write)
+redis.call('RPUSH', queue, id)
 count(1, size, client)
-for _, key in ipairs({queue, totals}) do
-  if redis.call('PTTL', key) < tonumber(ttl) then
-    redis.call('PEXPIREAT', key, expires)
+-- By this key, because it is new whenever another one is.
+if redis.call('PTTL', sessions) < ttl + grace then
+  for _, key in ipairs(KEYS) do
+    redis.call('PEXPIREAT', key, expires + grace)
   end
 end
 return {'ok', now, head, ended}
@@ -67,33 +68,33 @@ return {'ok', now, head, ended}
 REPLACE = (
     KEYS
     + CURRENT
-    + REVISION
+    + READ
+    + HOLDS
     + QUOTAS
     + STORE
     + TELL
     + """
-local new_tag, new_write, new_size, max_total_bytes, max_updates, repeats_from_any, channel = unpack(ARGV)
-local if_match, if_none_match, unmodified_since = unpack(ARGV, 8)
-local growth = new_size - size
+local tag, write, size, max_total_bytes, max_updates, repeats_from_any, channel = unpack(ARGV, 2)
+local if_match, if_none_match, unmodified_since = unpack(ARGV, 9)
 if not holds(if_match, if_none_match, unmodified_since) then
   -- As Preconditions.repeat has it.
-  if if_match ~= '-' and not string.find(if_match, tag, 1, true) and write == new_write
-    and (repeats_from_any == '1' or string.find(if_match, previous, 1, true))
+  if if_match ~= '-' and not string.find(if_match, session.tag, 1, true)
+    and write == string.sub(value, #session.head + 1)
+    and (repeats_from_any == '1' or string.find(if_match, session.previous, 1, true))
   then
-    return {'repeated', now, string.sub(value, 1, client_end), ended}
+    return {'repeated', now, session.head, ended}
   end
   return {'failed', now, value, ended}
 end
-if updates >= tonumber(max_updates) then
+if session.updates >= tonumber(max_updates) then
   return {'full', now, 'max_updates', ended}
 end
+local growth = size - session.size
 if not makes_room_for(growth, max_total_bytes) then
   return {'full', now, 'max_total_bytes', ended}
 end
-local head = store(new_tag, tag, updates + 1, place, client, new_write)
-if record_instead(place, record(size, updates, client), record(new_size, updates + 1, client)) then
-  redis.call('HINCRBY', totals, 'bytes', growth)
-end
+local head = store(tag, session.tag, session.expires, session.updates + 1, session.client, write)
+count_bytes(growth)
 tell(channel)
 return {'ok', now, head, ended}
 """
@@ -104,33 +105,32 @@ before."""
 DELETE = (
     KEYS
     + CURRENT
-    + REVISION
+    + READ
+    + HOLDS
     + QUOTAS
     + TELL
     + """
-local channel, if_match, if_none_match, unmodified_since = unpack(ARGV)
+local channel, if_match, if_none_match, unmodified_since = unpack(ARGV, 2)
 if not holds(if_match, if_none_match, unmodified_since) then
   return {'failed', now, value, ended}
 end
-redis.call('DEL', session)
-if record_instead(place, record(size, updates, client), '') then
-  count(-1, 0 - size, client)
-end
+redis.call('HDEL', sessions, id)
+count(-1, 0 - session.size, session.client)
 tell(channel)
-return {'ok', now, string.sub(value, 1, client_end), ended}
+return {'ok', now, session.head, ended}
 """
 )
 """Returns the value up to the type; the whole of it if a precondition failed."""
 
 SWEEP = (
     KEYS
+    + READ
     + QUOTAS
     + """
-sweep()
-local sessions, oldest = total('sessions'), redis.call('LINDEX', queue, 0)
-local clients = redis.call('HLEN', totals) - redis.call('HEXISTS', totals, 'left') - 2  -- and sessions, and bytes
-local over = oldest and is_over(oldest) and 1 or 0
-return {'ok', now, string.format('%d %d %d %d', sessions, total('bytes'), math.max(0, clients), over), ended}
+local _, is_more = sweep()
+local more = is_more and 1 or 0
+local clients = math.max(0, redis.call('HLEN', totals) - 1)  -- without the bytes
+return {'ok', now, string.format('%d %d %d %d', redis.call('HLEN', sessions), total('bytes'), clients, more), ended}
 """
 )
-"""Returns what is held, as `HELD` says."""
+"""Returns what is held, as `HELD` says; it is given no id."""

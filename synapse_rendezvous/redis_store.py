@@ -27,6 +27,10 @@ class RedisSessionStore:
         observer: is told of sessions that end; of each, only one process' is.
     """
 
+    GRACE_MS = 60_000
+    """How long the keys stay in Redis after the last session's end. The sweep, each ten seconds in each process, must
+    have had time to tell the observer how the last ones ended."""
+
     def __init__(
         self,
         link: RedisLink,
@@ -41,9 +45,8 @@ class RedisSessionStore:
         self._local_now_ms = now_ms
         self._ahead_ms = 0
         prefix = f"synapse_rendezvous:{{{server_name}}}:"
-        self._session_prefix = prefix
+        self._keys = (f"{prefix}sessions", f"{prefix}queue", f"{prefix}totals")
         self.changes_channel = f"{prefix}changes"
-        self._shared_keys = (f"{prefix}queue", f"{prefix}totals")
         self._quotas = quotas
 
     def now_ms(self) -> int:
@@ -57,8 +60,8 @@ class RedisSessionStore:
             redis_scripts.CREATE,
             session_id,
             *(new_tag(), stored, len(write.payload), client.encode("ascii")),
-            *(quotas.ttl_ms, quotas.max_sessions, quotas.max_total_bytes, quotas.max_client_sessions),
-            *(quotas.crowded_sessions, quotas.crowded_client_sessions),
+            *(quotas.ttl_ms, self.GRACE_MS, quotas.max_sessions, quotas.max_total_bytes),
+            *(quotas.max_client_sessions, quotas.crowded_sessions, quotas.crowded_client_sessions),
         )
         return _read(session_id, head + stored)
 
@@ -93,13 +96,13 @@ class RedisSessionStore:
         """See `SessionStore.sweep`."""
         held = HELD.fullmatch(await self._run(redis_scripts.SWEEP, "", quietly=True))
         assert held is not None  # noqa: S101 (the script says nothing else)
-        sessions, total_bytes, clients, over = map(int, held.groups())
-        return Held(sessions, total_bytes, clients, is_swept=not over)
+        sessions, total_bytes, clients, more = map(int, held.groups())
+        return Held(sessions, total_bytes, clients, is_swept=not more)
 
     async def _run(self, script: str, session_id: str, *arguments: bytes | int, quietly: bool = False) -> bytes:
         """Run a script and return the value in its answer, or raise what it says instead."""
-        keys = (self._session_prefix + session_id, *self._shared_keys)
-        verdict, now_ms, value, ended = await self._link.run(script, keys, arguments, quietly=quietly)
+        arguments = (session_id.encode("ascii"), *arguments)
+        verdict, now_ms, value, ended = await self._link.run(script, self._keys, arguments, quietly=quietly)
         self._ahead_ms = int(now_ms) - self._local_now_ms()
         for record in ended:
             self._expired(record)
@@ -117,8 +120,8 @@ class RedisSessionStore:
 
     def _expired(self, record: str) -> None:
         known = RECORD.fullmatch(record)
-        if known:  # else another version wrote it
-            self._observer.ended(Ended(known["id"], int(known["updates"]), None, self._quotas.ttl_ms, "expired"))
+        assert known is not None  # noqa: S101 (the scripts tell nothing else)
+        self._observer.ended(Ended(known["id"], int(known["updates"]), None, self._quotas.ttl_ms, "expired"))
 
 
 def _stored(write: Write) -> bytes:

@@ -73,7 +73,7 @@ class Ended(NamedTuple):
     """What is known of a session that has ended.
 
     Attributes:
-        id: at least its first characters.
+        id: what named it.
         updates: how often its payload was replaced.
         reads: how often it was read; None where nobody counts.
         lived_ms: how long it lived.

@@ -13,7 +13,7 @@ from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.homeserver import RedisConnection
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.redis_link import RedisLink
-from synapse_rendezvous.redis_store import RedisSessionStore
+from synapse_rendezvous.redis_store import RedisSessionStore, _read
 from synapse_rendezvous.session import Ended
 from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
 
@@ -156,14 +156,14 @@ class RedisStores:
         """Return what is kept account of in Redis."""
         prefix = f"synapse_rendezvous:{{{SERVER_NAME}}}:"
         sizes = {}
-        for record in filter(None, self.ask("lrange", f"{prefix}queue", 0, -1)):
-            _, size, _, _, short_id = record.split(" ")
-            sizes[short_id] = int(size)
-        totals: dict[str, int] = Counter(self.ask("hgetall", f"{prefix}totals"))
-        total_bytes = totals.pop("bytes", 0)
-        totals.pop("left", None)
-        assert len(sizes) == totals.pop("sessions", 0)
-        return Account(sizes, total_bytes, dict(totals))
+        for session_id, value in self.ask("hgetall", f"{prefix}sessions").items():
+            session = _read(session_id, value.encode("utf-8") if isinstance(value, str) else value)
+            sizes[session_id[:6]] = len(session.payload)
+        queue = Counter(session_id[:6] for session_id in self.ask("lrange", f"{prefix}queue", 0, -1))
+        assert sizes.keys() <= queue.keys()
+        assert 1 == max(queue.values(), default=1)
+        totals: dict[str, int] = self.ask("hgetall", f"{prefix}totals")
+        return Account(sizes, totals.pop("bytes", 0), totals)
 
     def ask(self, command: str, *arguments: Any) -> Any:
         """Return the answer to a command, as txredisapi gives it."""

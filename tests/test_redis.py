@@ -1,5 +1,6 @@
 """The Redis store where Redis is at its limits or in trouble, with a real one."""
 
+import contextlib
 import logging
 import pathlib
 import re
@@ -12,19 +13,20 @@ import pytest
 import txredisapi
 from prometheus_client import REGISTRY
 from stack import RedisServer
-from stores import SERVER_NAME, TTL_MS, redis_store, result
+from stores import SERVER_NAME, TTL_MS, Observer, redis_store, result
 from twisted.internet.defer import Deferred, DeferredList
 
 from synapse_rendezvous.errors import SessionNotFound, StoreFull, StoreUnavailable
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
 from synapse_rendezvous.redis_link import RedisLink
 from synapse_rendezvous.redis_store import RedisSessionStore
-from synapse_rendezvous.session import Session, Write, new_random_id
+from synapse_rendezvous.session import Held, Session, Write, new_random_id
 from synapse_rendezvous.throwaway import HOST
 
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
 PASSWORD = "a-long-secret"
+KEYS = [f"synapse_rendezvous:{{{SERVER_NAME}}}:{name}" for name in ("sessions", "queue", "totals")]
 WORKERS = (pathlib.Path(__file__).parent.parent / "docs" / "workers.md").read_text()
 LARGEST_ANSWER_S = 2
 """How long a client waits at most, whatever Redis does."""
@@ -94,6 +96,13 @@ def sample(name: str) -> float:
     value = REGISTRY.get_sample_value(f"synapse_rendezvous_{name}", {"server_name": SERVER_NAME})
     assert value is not None
     return value
+
+
+def used_memory(redis: RedisServer) -> int:
+    """Return how many bytes Redis says it uses."""
+    used = re.search(rb"used_memory:(\d+)", redis.command("INFO", "memory"))
+    assert used is not None
+    return int(used[1])
 
 
 def assert_unavailable(store: RedisSessionStore, session: Session) -> None:
@@ -201,9 +210,22 @@ def test_out_of_memory(store: RedisSessionStore, redis: RedisServer) -> None:
     redis.command("CONFIG", "SET", "maxmemory", "0")
 
     assert session == result(store.get(session.id))
-    totals = redis.command("HGETALL", "synapse_rendezvous:{rendezvous.localhost}:totals")
-    for field, total in ((b"sessions", b"1"), (b"bytes", b"5"), (b"203.0.113.9", b"1")):
+    totals = redis.command("HGETALL", KEYS[2])
+    for field, total in ((b"bytes", b"5"), (b"203.0.113.9", b"1")):
         assert b"%b\r\n$1\r\n%b\r\n" % (field, total) in totals
+
+
+def test_out_of_memory_until_sessions_expire(connect: Callable[..., Any], redis: RedisServer) -> None:
+    """What has expired leaves a full Redis, and the accounts stay right."""
+    store = redis_store(connect(), now_ms, ttl_ms=1000)
+    create(store)
+    redis.command("CONFIG", "SET", "maxmemory", "1")
+    time.sleep(1.1)
+    assert Held(0, 0, 0, is_swept=True) == result(store.sweep())
+    redis.command("CONFIG", "SET", "maxmemory", "0")
+
+    create(store)
+    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
 
 
 def test_read_only_replica(store: RedisSessionStore, redis: RedisServer) -> None:
@@ -238,18 +260,23 @@ def test_not_permitted(store: RedisSessionStore, redis: RedisServer, caplog: pyt
 
 
 def test_least_rights(connect: Callable[..., Any], redis: RedisServer) -> None:
-    """What docs/workers.md says a Redis user needs is enough."""
+    """What docs/workers.md says a Redis user needs is enough, and no more."""
     (rule,) = re.findall(r"```\n(user .*?)```", WORKERS, re.DOTALL)
     _, name, *rights = rule.split()
     redis.command("ACL", "SETUSER", name, *rights)
     assert f">{PASSWORD}" in rights
     store = redis_store(connect(username=name, password=PASSWORD), now_ms)
+    redis.command("CONFIG", "RESETSTAT")
 
     session = create(store, Write(b"", b""))
     session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
-    assert session == result(store.get(session.id))
+    for _ in range(2):  # once by the script's text, once by its hash
+        assert session == result(store.get(session.id))
     result(store.delete(session.id, UNCONDITIONAL))
+    result(store.sweep())
     assert b"*0\r\n" == redis.command("ACL", "LOG")
+    used = re.findall(r"cmdstat_(\w+)", redis.command("INFO", "commandstats").decode())
+    assert {"subscribe", "ping"} == {right[1:] for right in rights if right.startswith("+")} - set(used)
 
 
 def test_a_write_whose_answer_was_lost(store: RedisSessionStore, redis: RedisServer) -> None:
@@ -267,8 +294,8 @@ def test_a_write_whose_answer_was_lost(store: RedisSessionStore, redis: RedisSer
     assert written == result(store.replace(session.id, Write(b"it is me", b"text/plain"), known))
 
 
-def test_expiry_by_redis_itself(connect: Callable[..., Any], redis: RedisServer) -> None:
-    """A session is there until its last millisecond by Redis' clock; then all traces go without anybody's doing."""
+def test_expiry(connect: Callable[..., Any]) -> None:
+    """A session is there until its last millisecond by Redis' clock."""
     connection = Recording(connect())
     store = redis_store(connection, now_ms, ttl_ms=1000)
     session = create(store)
@@ -279,10 +306,99 @@ def test_expiry_by_redis_itself(connect: Callable[..., Any], redis: RedisServer)
             break
     (*_, (_, last_ms, *_), (_, gone_ms, *_)) = connection.answers
     assert session.expires_ms - 100 < last_ms < session.expires_ms <= gone_ms < session.expires_ms + 100
+
+
+def test_all_traces_go(connect: Callable[..., Any], redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A while after the last session's end all traces go without anybody's doing, whatever was there before."""
+    store = redis_store(connect(), now_ms, ttl_ms=1000)
+    create(store)
+    for key in KEYS:
+        assert 1000 < int(redis.command("PTTL", key)[1:]) <= 1000 + RedisSessionStore.GRACE_MS
+    time.sleep(1.1)
+    monkeypatch.setattr(RedisSessionStore, "GRACE_MS", 500)
+    create(store)
+    assert b":3\r\n" == redis.command("DBSIZE")
     deadline_s = time.monotonic() + 10
     while redis.command("DBSIZE") != b":0\r\n":
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("lost", KEYS)
+def test_keys_fall_together(store: RedisSessionStore, redis: RedisServer, lost: str) -> None:
+    """Whichever key an operator or an eviction removes: the next session finds nothing of what was before."""
+    sessions = [create(store) for _ in range(3)]
+    redis.command("DEL", lost)
+    with contextlib.suppress(SessionNotFound):
+        result(store.replace(sessions[0].id, Write(b"longer", b""), UNCONDITIONAL))
+        result(store.delete(sessions[1].id, UNCONDITIONAL))
+    result(store.sweep())
+    assert b":0\r\n" == redis.command("EXISTS", lost)
+    session = create(store)
+
+    for each in sessions:
+        with pytest.raises(SessionNotFound):
+            result(store.get(each.id))
+    assert session == result(store.get(session.id))
+    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert b":1\r\n" == redis.command("LLEN", KEYS[1])
+
+
+def test_memory_a_session_takes(connect: Callable[..., Any], redis: RedisServer) -> None:
+    """A session of 1 KiB takes at most 400 bytes beside its payload, all keys included."""
+    count, size = 10_000, 1024
+    store = redis_store(connect(), now_ms, max_sessions=count, max_total_bytes=count * size, max_client_sessions=count)
+    create(store)
+    before = used_memory(redis)
+    for _ in range(count // 100 - 1):
+
+        async def create_some() -> Any:
+            writes = [store.create(new_random_id(), Write(b"x" * size, b"text/plain"), CLIENT) for _ in range(100)]
+            return await DeferredList([Deferred.fromCoroutine(write) for write in writes], fireOnOneErrback=True)
+
+        result(create_some())
+    overhead = (used_memory(redis) - before) / (count - 100) - size
+
+    print(f"{overhead:.0f} bytes a session beside its payload")
+    assert 100 < overhead <= 400
+
+
+def test_the_last_are_told(connect: Callable[..., Any]) -> None:
+    """Of the sessions after which nobody creates another, a sweep still learns how they ended."""
+    observer = Observer()
+    store = redis_store(connect(), now_ms, observer=observer, ttl_ms=1000)
+    sessions = [create(store), create(store)]
+    result(store.replace(sessions[1].id, HELLO, UNCONDITIONAL))
+    time.sleep(1.1)
+    assert 0 == result(store.sweep()).sessions
+
+    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in observer.sessions]
+    assert [(sessions[0].id[:6], 0, 1000, "expired"), (sessions[1].id[:6], 1, 1000, "expired")] == ended
+
+
+def test_ttl_made_shorter(connect: Callable[..., Any]) -> None:
+    """A session that ends before an older one is not served any longer, but counts until the older one is over."""
+    store, shorter = (redis_store(connect(), now_ms, ttl_ms=ttl_ms, max_sessions=2) for ttl_ms in (2000, 500))
+    older, younger = create(store), create(shorter)
+    time.sleep(0.6)
+    with pytest.raises(SessionNotFound):
+        result(shorter.get(younger.id))
+    with pytest.raises(StoreFull):
+        create(shorter)
+    assert older == result(shorter.get(older.id))
+    time.sleep(1.5)
+    create(shorter)
+    assert Held(1, 5, 1, is_swept=True) == result(shorter.sweep())
+
+
+def test_large_sessions_leave_a_few_at_a_time(connect: Callable[..., Any]) -> None:
+    """Redis is not held up for long by what has expired, however large it is."""
+    store = redis_store(connect(), now_ms, ttl_ms=1000, max_total_bytes=10_000_000)
+    for _ in range(8):
+        create(store, Write(b"x" * 400_000, b""))
+    time.sleep(1.1)
+    swept = [result(store.sweep()) for _ in range(3)]
+    assert [Held(5, 2_000_000, 1, False), Held(2, 800_000, 1, False), Held(0, 0, 0, True)] == swept
 
 
 def test_workers_share_quotas(connect: Callable[..., Any]) -> None:
