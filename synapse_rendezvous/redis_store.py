@@ -101,7 +101,7 @@ class RedisSessionStore:
 
     async def _run(self, script: str, session_id: str, *arguments: bytes | int, quietly: bool = False) -> bytes:
         """Run a script and return the value in its answer, or raise what it says instead."""
-        arguments = (session_id.encode("ascii"), *arguments)
+        arguments = (session_id.encode("utf-8"), *arguments)
         verdict, now_ms, value, ended = await self._link.run(script, self._keys, arguments, quietly=quietly)
         self._ahead_ms = int(now_ms) - self._local_now_ms()
         for record in ended:

@@ -81,6 +81,19 @@ def test_create_and_get(store: SessionStore, time: Time) -> None:
     assert time.start_ms + TTL_MS == session.expires_ms
 
 
+@pytest.mark.parametrize("session_id", ["", "-", "\xff" * 22, "\0" * 22, "a:b", "queue"])
+def test_get_what_is_no_id(store: SessionStore, session_id: str) -> None:
+    """Whatever characters a client makes an id of, there is no such session."""
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    for operation in (
+        store.get(session_id),
+        store.replace(session_id, HELLO, UNCONDITIONAL),
+        store.delete(session_id, UNCONDITIONAL),
+    ):
+        with pytest.raises(SessionNotFound):
+            result(operation)
+
+
 def test_replace(store: SessionStore, time: Time) -> None:
     """A write makes a new revision of the same session and does not prolong its life."""
     first = result(store.create(new_random_id(), HELLO, CLIENT))
