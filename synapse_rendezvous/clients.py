@@ -84,8 +84,9 @@ class Clients:
         """
         if forwarded is None:
             return UNKNOWN if peer is None else self._read_cached(peer)[0]
-        if len(forwarded) == 1 and len(forwarded[0]) <= self._LONGEST_ADDRESS:  # what nearly all proxies send
-            return self._follow_cached(peer, forwarded[0])
+        # What nearly all proxies send, and nobody who comes without one.
+        if not forwarded or (len(forwarded) == 1 and len(forwarded[0]) <= self._LONGEST_ADDRESS):
+            return self._follow_cached(peer, *forwarded)
         return self._follow(peer, *forwarded)
 
     def _follow(self, peer: str | None, *forwarded: bytes) -> str:

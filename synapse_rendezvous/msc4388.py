@@ -75,7 +75,7 @@ class MSC4388Dialect:
 
     def shown(self, session: Session) -> Response:
         """Answer a GET, also when nothing changed."""
-        return self._state(f'"data":{encode_json(str(session.payload, "utf-8"))}', session)
+        return self._state(f'"data":{encode_json(session.payload.decode("utf-8"))}', session)
 
     def unchanged(self, session: Session) -> Response:
         """Answer a GET whose reader has the current revision: as any other, since there is no answer without data."""

@@ -17,9 +17,6 @@ HeaderFields = Mapping[bytes, Sequence[bytes]]
 # 8.8.3), so lists are never split on them.
 _TOKEN = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|(,)|[^ \t,"]+|"')
 
-# A tag of ours, as we sent it.
-_OWN_TAG = re.compile(rb'"([0-9a-z]+)"')
-
 # What proxies append to a tag when they compress the payload: nginx and HAProxy weaken the tag, Apache, lighttpd
 # and Caddy add the coding. Our own tags are only [0-9a-z], so what is left is never ambiguous.
 _CODED_TAG = re.compile(rb"(?:W/)?([0-9a-z]+)(--gzip|;gzip|-gzip|-br|-zstd|-deflate)?")
@@ -48,8 +45,9 @@ class EntityTags(NamedTuple):
             tolerant: read a tag that a proxy weakened, suffixed or unquoted as the one that was sent. This cannot
                 accept a wrong revision, because every revision has a tag of its own.
         """
-        if len(lines) == 1 and (sole := _OWN_TAG.fullmatch(lines[0])):  # what nearly all requests have
-            return cls(False, frozenset((sole[1],)))
+        # What nearly all requests have: a tag of ours, as we sent it.
+        if len(lines) == 1 and lines[0][:1] == lines[0][-1:] == b'"' and lines[0][1:-1].isalnum():
+            return cls(False, frozenset((lines[0][1:-1],)))
         value = b",".join(lines)
         if value.strip(b" \t") == b"*":
             return cls(any=True, tags=frozenset())

@@ -39,7 +39,7 @@ class Session(NamedTuple):
 
     Attributes:
         id: names it among all sessions; a dialect's prefix and 128 random bits.
-        payload: the bytes last written, or a view of them where they lie: most requests do not look at them.
+        payload: the bytes last written.
         content_type: the Content-Type they were written with.
         tag: names this revision; the entity tag without its quotes.
         previous_tag: names the revision that this one replaced; None before the first replacement.
@@ -50,7 +50,7 @@ class Session(NamedTuple):
     """
 
     id: str
-    payload: bytes | memoryview
+    payload: bytes
     content_type: bytes
     tag: bytes
     previous_tag: bytes | None

@@ -49,7 +49,6 @@ class SessionTable(MutableMapping[str, Session]):
     """
 
     def __init__(self) -> None:
-        # All but the id and the payload, and then the payload as it is.
         self._revisions: tuple[dict[str, bytes], ...] = tuple({} for _ in range(PARTS))
         self._count = 0
         # By the second in which they end, so that who looks for the first need not pass all those that were before.
@@ -57,16 +56,15 @@ class SessionTable(MutableMapping[str, Session]):
 
     def __getitem__(self, session_id: str) -> Session:
         revision = self._revisions[hash(session_id) % PARTS][session_id]
-        *rest, size = marshal.loads(revision)  # noqa: S302 (only we wrote it; it does not look at what comes behind)
-        return tuple.__new__(Session, (session_id, memoryview(revision)[len(revision) - size :], *rest))
+        return tuple.__new__(Session, (session_id, *marshal.loads(revision)))  # noqa: S302 (only we wrote it)
 
     def __setitem__(self, session_id: str, session: Session) -> None:
         revisions = self._revisions[hash(session_id) % PARTS]
         if session_id not in revisions:
             self._count += 1
             self._ids.setdefault(session.expires_ms // 1000, {})[session_id] = None
-        # Version 2 is the last that does not look for what occurs twice.
-        revisions[session_id] = marshal.dumps((*session[2:], len(session.payload)), 2) + session.payload
+        # All but the id. Version 2 is the last that does not look for what occurs twice.
+        revisions[session_id] = marshal.dumps(session[1:], 2)
 
     def __delitem__(self, session_id: str) -> None:
         second = self[session_id].expires_ms // 1000
