@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import Sequence
 
 from synapse.api.errors import LimitExceededError
-from synapse.http.site import SynapseRequest
+from synapse.http.site import SynapseRequest, XForwardedForRequest
 
 from synapse_rendezvous.clients import DENIED, EXEMPT, UNKNOWN, Clients, shares
 from synapse_rendezvous.config import RateLimit, RendezvousConfig
 from synapse_rendezvous.errors import ClientDenied, CreationForbidden, StoreFull
-from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver, origin
+from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver
 from synapse_rendezvous.limits import Limit
 from synapse_rendezvous.observations import Observations
 
@@ -50,7 +50,10 @@ class Admission:
         Raises:
             ClientDenied: the operator serves this address nothing.
         """
-        peer, forwarded = origin(request)
+        peer = getattr(request.client, "host", None)
+        forwarded = None
+        if isinstance(request, XForwardedForRequest):  # else the listener does not believe it
+            forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
         client = self._clients.name(peer, forwarded)
         if client == UNKNOWN:
             self._observations.unknown(peer)

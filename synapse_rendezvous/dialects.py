@@ -17,6 +17,10 @@ from synapse_rendezvous.session import Session, Write
 Fields = dict[bytes, list[bytes]]
 """Header fields: the values of each name."""
 
+FETCH_METADATA = frozenset(
+    (b"Sec-Fetch-Dest", b"Sec-Fetch-Mode", b"Sec-Fetch-Site", b"Sec-Fetch-User", b"Service-Worker")
+)
+"""Fields by which browsers say what a request is for; programs that are no browsers send none of them."""
 
 Query = Mapping[bytes, Sequence[bytes]]
 """The parameters behind the path, with their values."""
@@ -61,7 +65,7 @@ class Dialect(Protocol):
         """Read what a DELETE depends on."""
 
     def is_for_display(self, headers: HeaderFields) -> bool:
-        """Whether a browser wants the payload in order to show or run it, by what it says of the request."""
+        """Whether a browser wants the payload in order to show or run it, by what it says in `FETCH_METADATA`."""
 
     def described(self, create_available: bool, client: str) -> Response:
         """Answer a GET of the collection.

@@ -10,7 +10,7 @@ from synapse.api.errors import SynapseError
 from synapse.api.ratelimiting import Ratelimiter
 from synapse.config.ratelimiting import RatelimitSettings
 from synapse.config.server import TCPListenerConfig
-from synapse.http.site import SynapseRequest, XForwardedForRequest
+from synapse.http.site import SynapseRequest
 from synapse.module_api import ModuleApi, Requester
 from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
@@ -41,19 +41,6 @@ def require_supported(version: str) -> None:
     if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST_SYNAPSE:
         oldest = ".".join(map(str, OLDEST_SYNAPSE))
         raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
-
-
-def origin(request: SynapseRequest) -> tuple[str | None, Sequence[bytes] | None]:
-    """Return where a request comes from.
-
-    Returns:
-        The address at the other end of the connection, None if it has none, as a unix socket; and all X-Forwarded-For
-        lines, None where the listener does not have `x_forwarded`.
-    """
-    peer = getattr(request.client, "host", None)
-    if not isinstance(request, XForwardedForRequest):
-        return peer, None
-    return peer, request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
 
 
 def content_of(request: SynapseRequest) -> IO[bytes]:

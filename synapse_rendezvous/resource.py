@@ -16,7 +16,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.clients import EXEMPT
 from synapse_rendezvous.coroutines import Begun
-from synapse_rendezvous.dialects import Dialect, Response, json_response
+from synapse_rendezvous.dialects import FETCH_METADATA, Dialect, Response, json_response
 from synapse_rendezvous.errors import (
     MethodNotAllowed,
     NotForDisplay,
@@ -185,7 +185,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
         headers = dict(request.requestHeaders.getAllRawHeaders())
-        if self._dialect.is_for_display(headers):
+        if not FETCH_METADATA.isdisjoint(headers) and self._dialect.is_for_display(headers):
             raise NotForDisplay
         wait_ms = self._waiting.default_wait_ms
         if b"timeout" in request.args:

@@ -97,7 +97,7 @@ class FaultsTestCase(AccountsTestCase):
             held = self.hold(self.below, self.etag)
             self.reactor.pump([0.1] * 110)
             return held
-        known = [("If-None-Match", self.etag)] if operation == "poll" else []
+        fields = {"read": [("Sec-Fetch-Dest", b"empty")], "poll": [("If-None-Match", self.etag)]}.get(operation, [])
         method, below, content = {
             "describe": ("GET", "", b""),
             "create": ("POST", "", b"new"),
@@ -107,7 +107,7 @@ class FaultsTestCase(AccountsTestCase):
             "delete": ("DELETE", self.below, b""),
             "miss": ("GET", f"/{'x' * 22}", b""),
         }[operation]
-        return self.call(method, below, content, *known, **CLIENT)
+        return self.call(method, below, content, *fields, **CLIENT)
 
     @contextlib.contextmanager
     def broken(self, part: str, name: str, *, after: bool) -> Iterator[list[str]]:
