@@ -84,7 +84,7 @@ class Clients:
         """
         if forwarded is None:
             return UNKNOWN if peer is None else self._read_cached(peer)[0]
-        # What nearly all proxies send, and nobody who comes without one.
+        # Nearly all requests come through a proxy that says so in one line, or through none.
         if not forwarded or (len(forwarded) == 1 and len(forwarded[0]) <= self._LONGEST_ADDRESS):
             return self._follow_cached(peer, *forwarded)
         return self._follow(peer, *forwarded)
