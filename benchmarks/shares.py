@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from cli import Result, find_wrk, main, progress
 from connection import BenchmarkError, Connection
 from load import Load
-from servers import compared
+from servers import SERVERS, Running, homeserver, rendezvous, running
 
 LOOKS_A_SECOND = 200
 
@@ -47,8 +47,9 @@ def measure(arguments: argparse.Namespace, directory: pathlib.Path) -> Result:
         raise BenchmarkError("This benchmark looks into the process with py-spy, which is not installed; pip can.")
     seconds = str(4 * arguments.rounds * arguments.seconds)
     looks = directory / "looks"
-    with compared(["ours"], directory) as servers:
-        ours = servers["ours"]
+    home = homeserver(directory / "ours", [rendezvous()])
+    with running([home]):
+        ours = Running(SERVERS["ours"], home.url, home.pid)
         with Connection(ours.url) as connection:
             session = ours.create(connection)
         with Load(find_wrk(), ours, "poll", [session], directory=directory) as load:
