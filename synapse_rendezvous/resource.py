@@ -27,7 +27,7 @@ from synapse_rendezvous.errors import (
 )
 from synapse_rendezvous.homeserver import content_of
 from synapse_rendezvous.metrics import Metrics
-from synapse_rendezvous.preconditions import Verdict
+from synapse_rendezvous.preconditions import HeaderFields, Verdict
 from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
 from synapse_rendezvous.waiting import Place, Waiting
@@ -83,12 +83,12 @@ class RendezvousResource(DirectServeJsonResource):
         self._path = path.encode("ascii")
         self._id_prefix = dialect.id_prefix.encode("ascii")
         self._id_length = len(dialect.id_prefix) + ID_LENGTH
-        self._collection: dict[bytes, Callable[[SynapseRequest, str], Awaitable[Response]]] = {
+        self._collection: dict[bytes, Callable[[SynapseRequest, HeaderFields, str], Awaitable[Response]]] = {
             b"GET": self._describe,
             b"HEAD": self._describe,
             b"POST": self._create,
         }
-        self._session: dict[bytes, Callable[[SynapseRequest, str, str], Awaitable[Response]]] = {
+        self._session: dict[bytes, Callable[[SynapseRequest, HeaderFields, str, str], Awaitable[Response]]] = {
             b"GET": self._read,
             b"HEAD": self._read,
             b"PUT": self._replace,
@@ -123,16 +123,17 @@ class RendezvousResource(DirectServeJsonResource):
         try:
             try:
                 client = self._admission.client(request)
+                headers = dict(request.requestHeaders.getAllRawHeaders())
                 # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
                 collection, _, name = request.path.rpartition(b"/")
                 if collection == self._path and len(name) == self._id_length and name.startswith(self._id_prefix):
                     if request.method not in self._session:
                         raise MethodNotAllowed(self._session)
-                    response = await self._session[request.method](request, client, name.decode("latin-1"))
+                    response = await self._session[request.method](request, headers, client, name.decode("latin-1"))
                 elif request.path == self._path or (collection == self._path and not name):
                     if request.method not in self._collection:
                         raise MethodNotAllowed(self._collection)
-                    response = await self._collection[request.method](request, client)
+                    response = await self._collection[request.method](request, headers, client)
                 else:
                     response = await self._look_in_vain()
             except SynapseError as error:
@@ -166,13 +167,12 @@ class RendezvousResource(DirectServeJsonResource):
         await self._store.get("-")
         raise SessionNotFound
 
-    async def _describe(self, request: SynapseRequest, client: str) -> Response:
+    async def _describe(self, request: SynapseRequest, _headers: HeaderFields, client: str) -> Response:
         self._admission.describe(client)
         return self._dialect.described(await self._admission.may_create(request, self._create_policy), client)
 
-    async def _create(self, request: SynapseRequest, client: str) -> Response:
+    async def _create(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
-        headers = dict(request.requestHeaders.getAllRawHeaders())
         wanted = self._dialect.read_create(headers, content_of(request))
         session_id = self._dialect.id_prefix + new_random_id()
         try:
@@ -183,8 +183,7 @@ class RendezvousResource(DirectServeJsonResource):
         self._metrics.created(self._dialect.name, len(wanted.payload))
         return self._dialect.created(session)
 
-    async def _read(self, request: SynapseRequest, client: str, session_id: str) -> Response:
-        headers = dict(request.requestHeaders.getAllRawHeaders())
+    async def _read(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
         if not FETCH_METADATA.isdisjoint(headers) and self._dialect.is_for_display(headers):
             raise NotForDisplay
         wait_ms = self._waiting.default_wait_ms
@@ -241,9 +240,8 @@ class RendezvousResource(DirectServeJsonResource):
             self._metrics.waited(outcome)
         return session, verdict
 
-    async def _replace(self, request: SynapseRequest, client: str, session_id: str) -> Response:
+    async def _replace(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
         self._admission.replace(client, session_id)
-        headers = dict(request.requestHeaders.getAllRawHeaders())
         wanted, preconditions = self._dialect.read_replace(headers, content_of(request))
         try:
             session = await self._store.replace(session_id, wanted, preconditions)
@@ -257,9 +255,8 @@ class RendezvousResource(DirectServeJsonResource):
         self._admission.replaced(session_id)
         return self._dialect.updated(session)
 
-    async def _delete(self, request: SynapseRequest, client: str, session_id: str) -> Response:
+    async def _delete(self, _request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
         self._admission.delete(client)
-        headers = dict(request.requestHeaders.getAllRawHeaders())
         await self._store.delete(session_id, self._dialect.read_conditions(headers))
         self._waiting.wake(session_id)
         return self._dialect.deleted()
