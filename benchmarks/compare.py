@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+import secrets
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from cli import Result, find_wrk, live, main, progress, spread
 from connection import BenchmarkError, Connection
 from dialects import PAYLOAD, Session
 from handshake import Handshakes, play
-from load import TURN_S, Load, Probe, Work, percentile, resident_bytes
+from load import CONNECTIONS, TURN_S, Load, Probe, Work, percentile, resident_bytes
 from servers import AVAILABLE, SERVERS, Running, compared, rust_version
 from stack import RedisServer
 
@@ -126,6 +127,12 @@ class Comparison:
         progress(f"Creating sessions until there are {count:,}")
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda name: self._fill(name, count), self._growing))
+        # The bare resource keeps none, but is asked for as many: other requests each time cost any server more.
+        with Connection(self._servers[BARE].url) as connection:
+            session = self._servers[BARE].create(connection)
+        self._known[BARE] = [
+            dataclasses.replace(session, id=secrets.token_urlsafe(16)) for _ in range(min(count, KNOWN))
+        ]
 
     def _fill(self, name: str, count: int) -> None:
         running = self._servers[name]
@@ -147,10 +154,13 @@ class Comparison:
     def _side(self, stack: contextlib.ExitStack, name: str, operation: str, alive: int) -> tuple[Load, Probe]:
         running = self._servers[name]
         with Connection(running.url) as connection:
-            sessions = [running.create(connection)] if alive == 1 or name not in self._known else self._known[name]
-            own = [running.create(connection)] if operation == "write" else sessions
-        if operation == "create":
-            sessions = sessions[:1]
+            if operation == "write":
+                sessions = [running.create(connection) for _ in range(CONNECTIONS)]
+                own = [running.create(connection)]
+            elif alive == 1 or operation == "create" or name not in self._known:
+                sessions = own = [running.create(connection)]
+            else:
+                sessions = own = self._known[name]
         load = Load(self._wrk, running, operation, sessions, directory=self._directory)
         return stack.enter_context(load), stack.enter_context(Probe(running, operation, own))
 

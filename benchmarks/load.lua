@@ -1,10 +1,10 @@
 -- A script for wrk: sends the requests of a file (separated by NUL) in random order, and counts the answers that do
 -- not have the expected status. It pauses when it is ready, until somebody sends it SIGCONT.
 --
---   wrk ... -s load.lua URL -- FILE STATUS [TAG]
+--   wrk ... -s load.lua URL -- FILE STATUS [TAG...]
 --
--- With a TAG, each request has a byte 1 for it: the tag of the answer before, and in the first request this one.
--- That is for one thread with one connection.
+-- With TAGs, each thread has one connection, one of the requests and its tag. The request has a byte 1 for the tag: that
+-- of the answer before, and at first this one.
 
 local ffi = require("ffi")
 ffi.cdef("int raise(int signal);")
@@ -20,6 +20,7 @@ local threads = {}
 
 function setup(thread)
    table.insert(threads, thread)
+   thread:set("number", #threads)
 end
 
 function init(args)
@@ -29,9 +30,14 @@ function init(args)
    end
    file:close()
    expected = tonumber(args[2])
-   tag = args[3]
+   if args[3] then
+      requests = {requests[number]}
+      tag = args[2 + number]
+   end
    math.randomseed(os.time())
-   ffi.C.raise(SIGSTOP)
+   if not args[3] or not args[3 + number] then -- the last of the threads, which are prepared in turn
+      ffi.C.raise(SIGSTOP)
+   end
 end
 
 function request()

@@ -81,9 +81,9 @@ class Load:
         wrk: the program.
         running: the server.
         operation: one of `dialects.OPERATIONS`.
-        sessions: those that are asked for, in random order.
+        sessions: those that are asked for, in random order. To write, each connection has one of its own.
         directory: for the file of requests.
-        connections: how many it has; to write, it has one.
+        connections: how many it has.
         client: for whom a proxy would say it asks.
     """
 
@@ -101,14 +101,16 @@ class Load:
         dialect = running.server.dialect
         host = running.url.removeprefix("http://")
         requests = [dialect.request(operation, session).raw(host, client) for session in sessions]
-        tag = []
+        threads, tags = 1, []
         if operation == "write":  # each needs what the answer before tells
-            connections, tag = 1, [sessions[0].tag]
-            requests = [requests[0].replace(tag[0].encode("ascii"), b"\1")]
+            threads, tags = connections, [session.tag for session in sessions[:connections]]
+            requests = [
+                request.replace(tag.encode("ascii"), b"\1") for request, tag in zip(requests, tags, strict=False)
+            ]
         file = directory / f"{id(self)}.requests"
         file.write_bytes(b"\0".join(requests))
-        options = ["--threads=1", f"--connections={connections}", "--duration=1h", "--timeout=10s"]
-        script = [f"--script={HERE / 'load.lua'}", running.url, "--", str(file), str(dialect.status(operation)), *tag]
+        options = [f"--threads={threads}", f"--connections={connections}", "--duration=1h", "--timeout=10s"]
+        script = [f"--script={HERE / 'load.lua'}", running.url, "--", str(file), str(dialect.status(operation)), *tags]
         self._clocks = Clocks(running.pids)
         self._wrk = subprocess.Popen(
             [wrk, *options, *script], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
