@@ -7,11 +7,12 @@ from synapse.api.errors import LimitExceededError
 from synapse.http.site import SynapseRequest, XForwardedForRequest
 
 from synapse_rendezvous.clients import DENIED, EXEMPT, UNKNOWN, Clients, shares
-from synapse_rendezvous.config import RateLimit, RendezvousConfig
+from synapse_rendezvous.config import LIMIT_KEYS, RateLimit, RendezvousConfig
 from synapse_rendezvous.errors import ClientDenied, CreationForbidden, StoreFull
 from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver
 from synapse_rendezvous.limits import Limit
 from synapse_rendezvous.observations import Observations
+from synapse_rendezvous.preconditions import HeaderFields
 
 CREATE_PAUSE_S = 0.5
 """How long a refusal to create is held back. Nobody is in the middle of a pairing then."""
@@ -22,12 +23,23 @@ class Admission:
 
     All methods raise `LimitExceededError` (429) when the same was done too often; none does where the operator only
     observes.
+
+    Args:
+        homeserver: has the limiters, and knows users.
+        config: what the operator allows.
+        observations: is told of what is refused, and of creations.
+        most_sessions: for how many sessions it is remembered how often they were read; see `Tally`.
+
+    Attributes:
+        session_reads: how often each session was read in this process.
     """
 
-    def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observations: Observations) -> None:
-        def limit(name: str, rate: RateLimit) -> Limit:
+    def __init__(
+        self, homeserver: Homeserver, config: RendezvousConfig, observations: Observations, most_sessions: int
+    ) -> None:
+        def limit(name: str, rate: RateLimit, most: int = LIMIT_KEYS) -> Limit:
             ratelimiter = homeserver.ratelimiter(name, per_second=rate.per_second, burst_count=rate.burst_count)
-            return Limit(ratelimiter, rate)
+            return Limit(ratelimiter, rate, most)
 
         self._homeserver = homeserver
         self._observations = observations
@@ -37,15 +49,20 @@ class Admission:
         self._reads = limit("per_client.read", config.per_client.read)
         self._writes = limit("per_client.write", config.per_client.write)
         self._misses = limit("per_client.miss", config.per_client.miss)
-        self._session_reads = limit("per_session.read", config.per_session.read)
+        self._session_reads = limit("per_session.read", config.per_session.read, most_sessions)
+        self.session_reads = self._session_reads.tally
         self._session_writes = limit("per_session.write", config.per_session.write)
         user = config.per_user.create
         self._user_creates = homeserver.ratelimiter(
             "per_user.create", per_second=user.per_second, burst_count=user.burst_count
         )
 
-    def client(self, request: SynapseRequest) -> str:
+    def client(self, request: SynapseRequest, headers: HeaderFields) -> str:
         """Name the client that a request counts for; see `Clients.name`.
+
+        Args:
+            request: tells who is at the other end of the connection.
+            headers: its header fields.
 
         Raises:
             ClientDenied: the operator serves this address nothing.
@@ -53,7 +70,7 @@ class Admission:
         peer = getattr(request.client, "host", None)
         forwarded = None
         if isinstance(request, XForwardedForRequest):  # else the listener does not believe it
-            forwarded = request.requestHeaders.getRawHeaders(b"X-Forwarded-For", [])
+            forwarded = headers.get(b"X-Forwarded-For", ())
         client = self._clients.name(peer, forwarded)
         if client == UNKNOWN:
             self._observations.unknown(peer)
@@ -120,10 +137,11 @@ class Admission:
         """Admit a PUT, whether or not there is such a session."""
         if not self._writes.spend_prepaid(client):
             self._spend(self._writes, shares(client)[:1], client)
-        try:
-            self._session_writes.check(session_id)
-        except LimitExceededError as refusal:
-            self.refuse(refusal, client)
+        if not self._session_writes.left_prepaid(session_id):
+            try:
+                self._session_writes.check(session_id)
+            except LimitExceededError as refusal:
+                self.refuse(refusal, client)
 
     def replaced(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""

@@ -6,7 +6,7 @@ A dialect is pure: it reads a request into values and words every answer and err
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, Protocol
 
 from synapse.api.errors import SynapseError
 from twisted.web.http import datetimeToString
@@ -26,18 +26,9 @@ Query = Mapping[bytes, Sequence[bytes]]
 """The parameters behind the path, with their values."""
 
 
-class Response(NamedTuple):
-    """An answer, but for the header fields that all answers share.
-
-    Attributes:
-        code: the status.
-        headers: the fields.
-        body: the content; None for statuses that have none (204, 304).
-    """
-
-    code: int
-    headers: Fields
-    body: bytes | None
+Response = tuple[int, Fields, bytes | None]
+"""An answer: its status, its header fields but for those that all answers share, and its content; None for statuses
+that have none (204, 304)."""
 
 
 class Dialect(Protocol):
@@ -121,7 +112,7 @@ def json_response(code: int, content: str | dict[str, Any], headers: Fields | No
         headers: further fields; where these have a Content-Type, it is that.
     """
     body = content if isinstance(content, str) else encode_json(content)
-    return Response(code, {b"Content-Type": [b"application/json"], **(headers or {})}, body.encode("utf-8"))
+    return code, {b"Content-Type": [b"application/json"], **(headers or {})}, body.encode("utf-8")
 
 
 def error_headers(error: SynapseError) -> Fields:

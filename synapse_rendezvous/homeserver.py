@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from synapse.api.auth.base import BaseAuth as Auth
 from synapse.api.errors import SynapseError
@@ -43,23 +43,16 @@ def require_supported(version: str) -> None:
         raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
 
 
-def content_of(request: SynapseRequest) -> IO[bytes]:
-    """Return what a request carries."""
-    content: IO[bytes] | None = request.content
-    assert content is not None  # noqa: S101 (Twisted sets it before it renders)
-    return content
-
-
 class SteadyClock:
     """As much of Synapse's clock as a rate limiter asks for, by a clock that nobody sets."""
 
     def time(self) -> float:
         """Tell the time in seconds; only differences mean something."""
-        return Homeserver.steady_ms() / 1000
+        return Homeserver.steady_ns() / 1e9
 
     def time_msec(self) -> int:
         """Tell it in milliseconds."""
-        return Homeserver.steady_ms()
+        return Homeserver.steady_ns() // 1_000_000
 
 
 class RedisConnection(Protocol):
@@ -92,6 +85,9 @@ class Homeserver:
         has_workers: whether several processes serve this homeserver.
     """
 
+    steady_ns = staticmethod(time.monotonic_ns)
+    """Tells nanoseconds by a clock that nobody sets; only differences mean something."""
+
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
         self._hs = api._hs
@@ -100,11 +96,6 @@ class Homeserver:
         self.has_redis: bool = self._hs.config.redis.redis_enabled
         workers = self._hs.config.worker
         self.has_workers = bool(workers.worker_app or workers.instance_map)
-
-    @staticmethod
-    def steady_ms() -> int:
-        """Tell milliseconds from a clock that nobody sets; only differences mean something."""
-        return time.monotonic_ns() // 1_000_000
 
     def redis(self) -> RedisConnection:
         """Return Synapse's own connection to Redis, which follows all that homeserver.yaml says of it."""

@@ -1,11 +1,13 @@
 """How often something may be done: Synapse's rate limiter, for clients and the networks around them."""
 
+import contextlib
 from collections.abc import Sequence
 
 from synapse.api.errors import LimitExceededError
 from synapse.api.ratelimiting import Ratelimiter
 
 from synapse_rendezvous.config import LIMIT_KEYS, RateLimit
+from synapse_rendezvous.table import Tally
 
 
 class Limit:
@@ -14,10 +16,15 @@ class Limit:
     Args:
         ratelimiter: Synapse's; nobody else uses it.
         rate: how often one may do it.
+        most: how many may have done it before some are forgotten.
+
+    Attributes:
+        tally: how often each did it.
+        spend_prepaid: counts one action if this key has some left that were counted before; says whether it had.
     """
 
     MAX_KEYS = LIMIT_KEYS
-    """How many are remembered at once. Who did nothing lately is forgotten, so this is many clients within seconds."""
+    """How many are asked about at once. Who did nothing lately is forgotten, so this is many clients within seconds."""
 
     OTHERS = ("others", 100)
     """Those who come when so many are remembered share one limit: that of as many clients."""
@@ -30,23 +37,13 @@ class Limit:
 
     LARGEST_LOT = 25
 
-    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit) -> None:
+    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, most: int = LIMIT_KEYS) -> None:
         self._ratelimiter = ratelimiter
         self._rate = rate
         lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT)
         self._lot = lot if lot > 1 else 0
-        self._prepaid: dict[str, int] = {}
-
-    def spend_prepaid(self, key: str) -> bool:
-        """Count one action if this key has some left that were counted before; say whether it had."""
-        prepaid = self._prepaid.get(key)
-        if prepaid:
-            self._prepaid[key] = prepaid - 1
-        elif prepaid is None and self._lot:
-            self._set_prepaid(key, self._lot - 1)
-        else:
-            return False
-        return True
+        self.tally = Tally(self._lot, most)
+        self.spend_prepaid, self.left_prepaid = self.tally.spend, self.tally.left  # most requests come by here
 
     def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
         """Count one action.
@@ -60,8 +57,8 @@ class Limit:
         """
         # From the widest network inwards: what that is refused, takes no place in the table.
         for key, share in reversed(keys):
-            if not self.spend_prepaid(key) and not self._prepay(key, share):
-                self._ask(key, share, pause_s)
+            if not self.spend_prepaid(key):
+                self.tally.add(key, self._buy(key, share, pause_s))
 
     def check(self, key: str) -> None:
         """Count nothing.
@@ -69,24 +66,17 @@ class Limit:
         Raises:
             LimitExceededError: it was done too often.
         """
-        if not self._prepaid.get(key, self._lot):
+        if not self.tally.left(key):
             self._ask(key, 1, update=False)
 
-    def _prepay(self, key: str, share: int) -> bool:
-        """Count many actions, the first of which is done now; say whether there may be so many."""
-        if not self._lot:
-            return False
-        try:
-            self._ask(key, share, actions=self._lot)
-        except LimitExceededError:
-            return False
-        self._set_prepaid(key, self._lot - 1)
-        return True
-
-    def _set_prepaid(self, key: str, count: int) -> None:
-        if len(self._prepaid) >= self.MAX_KEYS and key not in self._prepaid:
-            self._prepaid.clear()  # so that each has a first lot again
-        self._prepaid[key] = count
+    def _buy(self, key: str, share: int, pause_s: float | None) -> int:
+        """Ask for a lot, or for one if there may not be so many; return how many are left once one is done."""
+        if self._lot:
+            with contextlib.suppress(LimitExceededError):
+                self._ask(key, share, actions=self._lot)
+                return self._lot - 1
+        self._ask(key, share, pause_s)
+        return 0
 
     def _ask(
         self, key: str, share: int, pause_s: float | None = None, *, update: bool = True, actions: int = 1

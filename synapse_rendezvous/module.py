@@ -13,7 +13,7 @@ from synapse.module_api.errors import ConfigError
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.admission import Admission
-from synapse_rendezvous.config import DialectConfig, RendezvousConfig
+from synapse_rendezvous.config import LIMIT_KEYS, DialectConfig, RendezvousConfig
 from synapse_rendezvous.dialects import Dialect
 from synapse_rendezvous.errors import StoreUnavailable
 from synapse_rendezvous.homeserver import Homeserver, require_supported
@@ -24,6 +24,7 @@ from synapse_rendezvous.msc4388 import MSC4388Dialect
 from synapse_rendezvous.observations import LOOK_INTERVAL_MS, TELL_INTERVAL_MS, Observations
 from synapse_rendezvous.resource import RendezvousResource
 from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
+from synapse_rendezvous.table import Tally
 from synapse_rendezvous.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,10 @@ class RendezvousModule:
         kind = "redis" if homeserver.has_redis and config.store != "memory" else "memory"
         metrics = Metrics(api.server_name, version=__version__, process=process, store=kind, config=config)
         observations = Observations(metrics, is_enforced=not config.observe)
-        store = _store(homeserver, config, api, metrics, observations)
+        # The store in memory takes those out that end. So none is forgotten that lives, if the table is never full.
+        most_sessions = 2 * config.max_sessions if kind == "memory" else LIMIT_KEYS
+        admission = Admission(homeserver, config, observations, most_sessions)
+        store = _store(homeserver, config, api, metrics, observations, admission.session_reads)
         waiting = _waiting(homeserver, config, store.changes_channel)
         metrics.observe_waiting(waiting.__len__)
         for look, interval_ms in (
@@ -64,7 +68,6 @@ class RendezvousModule:
             (observations.look_at_sources, LOOK_INTERVAL_MS),
         ):
             api.looping_background_call(look, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
-        admission = Admission(homeserver, config, observations)
         dialects = _dialects(config, store, api.public_baseurl.rstrip("/"), kind)
         for options, dialect in dialects:
             homeserver.refuse_conflicts(options.path)
@@ -136,7 +139,12 @@ def _dialects(
 
 
 def _store(
-    homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi, metrics: Metrics, observations: Observations
+    homeserver: Homeserver,
+    config: RendezvousConfig,
+    api: ModuleApi,
+    metrics: Metrics,
+    observations: Observations,
+    reads: Tally,
 ) -> SessionStore:
     quotas = Quotas(
         ttl_ms=config.ttl_ms,
@@ -154,7 +162,7 @@ def _store(
             ("redis", "enabled"),
         )
     if config.store == "memory" or not homeserver.has_redis:
-        return MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ms, quotas, observations)
+        return MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ns, quotas, observations, reads)
     # What they need is there only where Synapse has Redis.
     from synapse_rendezvous.redis_link import RedisLink
     from synapse_rendezvous.redis_store import RedisSessionStore

@@ -77,7 +77,7 @@ class MSC3886Dialect:
 
     def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
         """Read a PUT; see `Dialect.read_replace`."""
-        return self.read_create(headers, content), self.read_conditions(headers)
+        return self.read_create(headers, content), Preconditions.read(headers, tolerant=self._tolerant)
 
     def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
         """Judge a GET by its precondition fields."""
@@ -122,28 +122,25 @@ class MSC3886Dialect:
 
     def shown(self, session: Session) -> Response:
         """Answer a GET with the payload, of the type it was stored with, byte for byte: clients compare it."""
-        return Response(
-            200,
-            {
-                b"Content-Type": [session.content_type],
-                # Anybody could store a page or a program here; a browser is told to do nothing with it.
-                b"Content-Disposition": [b"attachment"],
-                **revision(session),
-            },
-            session.payload,
-        )
+        headers = {
+            b"Content-Type": [session.content_type],
+            # Anybody could store a page or a program here; a browser is told to do nothing with it.
+            b"Content-Disposition": [b"attachment"],
+            **revision(session),
+        }
+        return 200, headers, session.payload
 
     def unchanged(self, session: Session) -> Response:
         """Answer a GET whose reader has the current revision. Clients need Expires and Last-Modified even here."""
-        return Response(304, revision(session), None)
+        return 304, revision(session), None
 
     def updated(self, session: Session) -> Response:
         """Answer a PUT. Typed, though empty: some proxies remove the ETag of an answer without a type."""
-        return Response(202, {b"Content-Type": [b"text/plain"], **revision(session)}, b"")
+        return 202, {b"Content-Type": [b"text/plain"], **revision(session)}, b""
 
     def deleted(self) -> Response:
         """Answer a DELETE."""
-        return Response(204, {}, None)
+        return 204, {}, None
 
     def failed(self, error: SynapseError) -> Response:
         """Word an error, with the current revision where there is one."""

@@ -47,7 +47,7 @@ class EntityTags(NamedTuple):
         """
         # What nearly all requests have: a tag of ours, as we sent it.
         if len(lines) == 1 and lines[0][:1] == lines[0][-1:] == b'"' and lines[0][1:-1].isalnum():
-            return cls(False, frozenset((lines[0][1:-1],)))
+            return tuple.__new__(cls, (False, frozenset((lines[0][1:-1],)), frozenset()))
         value = b",".join(lines)
         if value.strip(b" \t") == b"*":
             return cls(any=True, tags=frozenset())
@@ -148,7 +148,7 @@ class Preconditions(NamedTuple):
             changes = changes or if_none_match.changes
         elif b"If-Modified-Since" in headers:
             if_modified_since_s = _date(headers[b"If-Modified-Since"])
-        return cls(if_match, if_none_match, if_modified_since_s, if_unmodified_since_s, False, changes)
+        return tuple.__new__(cls, (if_match, if_none_match, if_modified_since_s, if_unmodified_since_s, False, changes))
 
     def evaluate(self, session: Session, *, safe: bool) -> Verdict:
         """Judge the request against the current revision, in the order of RFC 9110 section 13.2.2.
@@ -161,13 +161,13 @@ class Preconditions(NamedTuple):
             NOT_MODIFIED only when `safe`. Dates count whole seconds, as the Last-Modified that they echo.
         """
         if self.if_match is not None:
-            if not self.if_match.match(session.tag):
+            if not (session.tag in self.if_match.tags or self.if_match.any):
                 return Verdict.FAILED
         elif self.if_unmodified_since_s is not None:
             if session.last_modified_ms // 1000 > self.if_unmodified_since_s:
                 return Verdict.FAILED
         if self.if_none_match is not None:
-            if self.if_none_match.match(session.tag):
+            if session.tag in self.if_none_match.tags or self.if_none_match.any:
                 return Verdict.NOT_MODIFIED if safe else Verdict.FAILED
         elif safe and self.if_modified_since_s is not None:
             if session.last_modified_ms // 1000 <= self.if_modified_since_s:

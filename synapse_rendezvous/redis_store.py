@@ -69,9 +69,6 @@ class RedisSessionStore:
         """See `SessionStore.get`."""
         return _read(session_id, await self._run(redis_scripts.GET, session_id))
 
-    def count_read(self, session_id: str) -> None:
-        """See `SessionStore.count_read`. To count it would need another call of Redis."""
-
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """See `SessionStore.replace`."""
         stored = _stored(write)

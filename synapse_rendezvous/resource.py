@@ -11,6 +11,7 @@ from synapse.http.site import SynapseRequest
 from synapse.logging.context import set_current_context
 from synapse.module_api import DirectServeJsonResource
 from twisted.internet.defer import CancelledError
+from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from synapse_rendezvous.admission import Admission
@@ -25,7 +26,6 @@ from synapse_rendezvous.errors import (
     SessionNotFound,
     StoreFull,
 )
-from synapse_rendezvous.homeserver import content_of
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import HeaderFields, Verdict
 from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
@@ -95,9 +95,10 @@ class RendezvousResource(DirectServeJsonResource):
             b"DELETE": self._delete,
         }
 
-    def getChild(self, _name: bytes, _request: Request) -> "RendezvousResource":
+    def getChildWithDefault(self, name: bytes, _request: Request) -> IResource:
         """Called by Twisted for what is below the path. Not a leaf, because another dialect may be mounted below."""
-        return self
+        child: IResource = self.children.get(name, self)
+        return child
 
     def render(self, request: SynapseRequest) -> int:
         """Called by Twisted. Answers at once where nothing has to be waited for, which is nearly always.
@@ -122,8 +123,8 @@ class RendezvousResource(DirectServeJsonResource):
         client = EXEMPT
         try:
             try:
-                client = self._admission.client(request)
                 headers = dict(request.requestHeaders.getAllRawHeaders())
+                client = self._admission.client(request, headers)
                 # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
                 collection, _, name = request.path.rpartition(b"/")
                 if collection == self._path and len(name) == self._id_length and name.startswith(self._id_prefix):
@@ -145,7 +146,7 @@ class RendezvousResource(DirectServeJsonResource):
             # Not the path: it holds the id. The log context names the request.
             logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
             response = _DEFECT
-        self._metrics.answered(request.method, response.code)
+        self._metrics.answered(request.method, response[0])
         write(request, response)
 
     async def _refusal(self, error: SynapseError, client: str) -> Response:
@@ -173,7 +174,8 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _create(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
-        wanted = self._dialect.read_create(headers, content_of(request))
+        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
+        wanted = self._dialect.read_create(headers, request.content)
         session_id = self._dialect.id_prefix + new_random_id()
         try:
             session = await self._store.create(session_id, wanted, client)
@@ -200,7 +202,6 @@ class RendezvousResource(DirectServeJsonResource):
                 self._admission.read(client, session_id)
             except LimitExceededError as refusal:
                 raise ReadRefused(refusal, session) from None
-            self._store.count_read(session_id)
             verdict, changes = self._dialect.judge_read(headers, request.args, session)
             if changes:
                 self._metrics.normalised(changes)
@@ -242,7 +243,8 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _replace(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
         self._admission.replace(client, session_id)
-        wanted, preconditions = self._dialect.read_replace(headers, content_of(request))
+        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
+        wanted, preconditions = self._dialect.read_replace(headers, request.content)
         try:
             session = await self._store.replace(session_id, wanted, preconditions)
         except StoreFull as full:

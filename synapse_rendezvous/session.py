@@ -62,11 +62,13 @@ class Session(NamedTuple):
     @classmethod
     def create(cls, session_id: str, write: Write, client: str, now_ms: int, ttl_ms: int) -> "Session":
         """Return the first revision of a new session that lives for `ttl_ms` from `now_ms`."""
-        return cls(session_id, *write, new_tag(), None, now_ms, now_ms + ttl_ms, 0, client)
+        # Not by `Session(...)`, here and where one is unpacked: that is a call of Python more for each request.
+        return tuple.__new__(cls, (session_id, *write, new_tag(), None, now_ms, now_ms + ttl_ms, 0, client))
 
     def replaced(self, write: Write, now_ms: int) -> "Session":
         """Return the revision that follows this one. The end of its life stays where it was."""
-        return Session(self.id, *write, new_tag(), self.tag, now_ms, self.expires_ms, self.updates + 1, self.client)
+        values = (self.id, *write, new_tag(), self.tag, now_ms, self.expires_ms, self.updates + 1, self.client)
+        return tuple.__new__(Session, values)
 
 
 class Ended(NamedTuple):

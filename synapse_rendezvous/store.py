@@ -10,7 +10,7 @@ from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import Preconditions, Verdict
 from synapse_rendezvous.session import Ended, Held, Session, Write
-from synapse_rendezvous.table import Counts, SessionTable
+from synapse_rendezvous.table import Counts, SessionTable, Tally
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -76,9 +76,6 @@ class SessionStore(Protocol):
             SessionNotFound: no session has this id now.
         """
 
-    def count_read(self, session_id: str) -> None:
-        """Count that a device read this session, which was just got, where the store is able to."""
-
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """Store a payload if the preconditions hold, and return the new revision.
 
@@ -110,9 +107,10 @@ class MemorySessionStore:
 
     Args:
         now_ms: tells the time in milliseconds since the epoch; it may be set meanwhile.
-        steady_ms: tells milliseconds that only go forward, by which sessions age.
+        steady_ns: tells nanoseconds that only go forward, by which sessions age.
         quotas: how much is kept.
         observer: is told of sessions that end.
+        reads: how often each session was read, by whoever admits that; those that end are taken out.
     """
 
     SWEPT_TOGETHER = 50
@@ -121,16 +119,20 @@ class MemorySessionStore:
     changes_channel = None
 
     def __init__(
-        self, now_ms: Callable[[], int], steady_ms: Callable[[], int], quotas: Quotas, observer: SessionObserver
+        self,
+        now_ms: Callable[[], int],
+        steady_ns: Callable[[], int],
+        quotas: Quotas,
+        observer: SessionObserver,
+        reads: Tally,
     ) -> None:
         self._wall_ms = now_ms
-        self._steady_ms = steady_ms
-        self._ahead_ms = now_ms() - steady_ms()
+        self._steady_ns = steady_ns
+        self._ahead_ms = now_ms() - steady_ns() // 1_000_000
         self._quotas = quotas
         self._observer = observer
         self._sessions = SessionTable()
-        self._reads = Counts()
-        self.count_read = self._reads.count  # see `SessionStore.count_read`; most requests come by here
+        self._reads = reads
         self._total_bytes = 0
         self._client_sessions = Counts()
 
@@ -145,24 +147,25 @@ class MemorySessionStore:
 
     def now_ms(self) -> int:
         """See `SessionStore.now_ms`."""
-        return self._steady_ms() + self._ahead_ms
+        return self._steady_ns() // 1_000_000 + self._ahead_ms
 
     async def create(self, session_id: str, write: Write, client: str) -> Session:
         """See `SessionStore.create`. A clock that was set while sessions live counts once none does."""
         if not self._sessions:
-            self._ahead_ms = self._wall_ms() - self._steady_ms()
+            self._ahead_ms = self._wall_ms() - self._steady_ns() // 1_000_000
         now_ms = self.now_ms()
         self._require_room(len(write.payload), now_ms, client)
         session = Session.create(session_id, write, client, now_ms, self._quotas.ttl_ms)
         self._sessions[session_id] = session
         self._total_bytes += len(write.payload)
         for name, _ in shares(client):
-            self._client_sessions.count(name)
+            self._client_sessions.add(name)
         return session
 
     async def get(self, session_id: str) -> Session:
         """See `SessionStore.get`."""
-        return self._live(session_id, self._steady_ms() + self._ahead_ms)  # as now_ms: most requests come by here
+        # As `now_ms` does; most requests come by here.
+        return self._live(session_id, self._steady_ns() // 1_000_000 + self._ahead_ms)
 
     async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
         """See `SessionStore.replace`."""
@@ -212,10 +215,8 @@ class MemorySessionStore:
         del self._sessions[session.id]
         self._total_bytes -= len(session.payload)
         for name, _ in shares(session.client):
-            self._client_sessions[name] -= 1
-            if not self._client_sessions[name]:
-                del self._client_sessions[name]
-        reads = self._reads.pop(session.id, 0)
+            self._client_sessions.remove(name)
+        reads = self._reads.pop(session.id)
         self._observer.ended(Ended(session.id, session.updates, reads, lived_ms, reason))
 
     def _sweep(self, now_ms: int) -> bool:
@@ -250,7 +251,7 @@ class MemorySessionStore:
             if count >= quotas.crowded_sessions:
                 quota, most = "per_client.crowded_sessions", quotas.crowded_client_sessions
             for name, share in shares(client):
-                if self._client_sessions.get(name, 0) >= most * share:
+                if self._client_sessions[name] >= most * share:
                     return quota
         if self._total_bytes + growth > quotas.max_total_bytes:
             return "max_total_bytes"

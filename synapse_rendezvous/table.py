@@ -14,32 +14,80 @@ PARTS = 64
 """How many dicts a table has."""
 
 
-class Counts(MutableMapping[str, int]):
-    """How often something has happened, by key, in no order."""
+class Counts:
+    """How many there are under each key."""
 
     def __init__(self) -> None:
         self._parts: tuple[dict[str, int], ...] = tuple({} for _ in range(PARTS))
 
-    def count(self, key: str) -> None:
-        """Add one to the number under this key; there is none at first."""
+    def __getitem__(self, key: str) -> int:
+        return self._parts[hash(key) % PARTS].get(key, 0)
+
+    def __len__(self) -> int:
+        """How many keys have any."""
+        return sum(map(len, self._parts))
+
+    def add(self, key: str) -> None:
+        """Count one more."""
         part = self._parts[hash(key) % PARTS]
         part[key] = part.get(key, 0) + 1
 
-    def __getitem__(self, key: str) -> int:
-        return self._parts[hash(key) % PARTS][key]
+    def remove(self, key: str) -> None:
+        """Count one less of those that there are."""
+        part = self._parts[hash(key) % PARTS]
+        part[key] -= 1
+        if not part[key]:
+            del part[key]
 
-    def __setitem__(self, key: str, value: int) -> None:
-        self._parts[hash(key) % PARTS][key] = value
 
-    def __delitem__(self, key: str) -> None:
-        del self._parts[hash(key) % PARTS][key]
+class Tally:
+    """How often something was done under each key, and how often it may be done before anybody is asked again.
 
-    def __iter__(self) -> Iterator[str]:
-        for part in self._parts:
-            yield from part
+    Args:
+        first: how often it may be at first; `LARGEST` at most.
+        most: how many keys are remembered. Where more are used at once, some are forgotten, and begin anew.
+    """
+
+    LARGEST = 31
+    """How often it may be done at once before anybody is asked again."""
+
+    # One number holds both, so that there is one place to look: what may still be done is below these.
+    _DONE = 2 * (LARGEST + 1)
+
+    def __init__(self, first: int, most: int) -> None:
+        self._first = first
+        self._most_in_part = most // PARTS + 16
+        self._parts: tuple[dict[str, int], ...] = tuple({} for _ in range(PARTS))
 
     def __len__(self) -> int:
+        """How many keys are remembered."""
         return sum(map(len, self._parts))
+
+    def spend(self, key: str) -> bool:
+        """Count one if it may be done without asking; say whether it may."""
+        part = self._parts[hash(key) % PARTS]
+        known = part.get(key, self._first)
+        if not known % self._DONE:
+            return False
+        part[key] = known + self._DONE - 1
+        if len(part) > self._most_in_part:
+            part.clear()
+        return True
+
+    def left(self, key: str) -> int:
+        """Return how often it may be done without asking."""
+        return self._parts[hash(key) % PARTS].get(key, self._first) % self._DONE
+
+    def add(self, key: str, more: int) -> None:
+        """Count one that was asked for, and let so many more be done, `LARGEST` at most."""
+        part = self._parts[hash(key) % PARTS]
+        part[key] = part.get(key, self._first) + self._DONE + more
+        if len(part) > self._most_in_part:
+            part.clear()
+
+    def pop(self, key: str) -> int:
+        """Forget a key, and return how often it was done."""
+        return self._parts[hash(key) % PARTS].pop(key, 0) // self._DONE
 
 
 class SessionTable(MutableMapping[str, Session]):

@@ -19,15 +19,16 @@ _COMMON_HEADERS: Fields = {
 
 def write(request: SynapseRequest, response: Response) -> None:
     """Answer a request, unless its client has left."""
-    request.setResponseCode(response.code)
+    code, fields, content = response
+    request.setResponseCode(code)
     if request._disconnected:
         return
     # Not by Twisted's methods, which would take ten times as long, for names that it need not change and values that
     # are ours, or were checked when they came.
     headers = request.responseHeaders._rawHeaders
     headers.update(_COMMON_HEADERS)
-    headers.update(response.headers)
-    if response.body is not None:
-        headers[b"Content-Length"] = [b"%d" % len(response.body)]
-        request.write(response.body)
+    headers.update(fields)
+    if content is not None:
+        headers[b"Content-Length"] = [b"%d" % len(content)]
+        request.write(content)
     request.finish()

@@ -23,7 +23,7 @@ COMMON = {
 
 def age_by(case: Any, reactor: Any) -> None:
     """Let sessions of a test's homeservers age by the reactor's clock, in place of one that nobody sets."""
-    steady = patch.object(Homeserver, "steady_ms", staticmethod(lambda: int(reactor.seconds() * 1000)))
+    steady = patch.object(Homeserver, "steady_ns", staticmethod(lambda: int(reactor.seconds() * 1000) * 1_000_000))
     steady.start()
     case.addCleanup(steady.stop)
 

@@ -16,6 +16,7 @@ from synapse_rendezvous.redis_link import RedisLink
 from synapse_rendezvous.redis_store import RedisSessionStore, _read
 from synapse_rendezvous.session import Ended
 from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
+from synapse_rendezvous.table import Counts, Tally
 
 TTL_MS = 300_000
 SERVER_NAME = "rendezvous.localhost"
@@ -52,6 +53,11 @@ def result(coroutine: Coroutine[Deferred[Any], Any, T]) -> T:
     return results[0]
 
 
+def numbers(counts: Counts) -> dict[str, int]:
+    """Return all of some counts."""
+    return {key: number for part in counts._parts for key, number in part.items()}
+
+
 class Time:
     """A clock that is set by hand. It starts with the real time: what Redis was given an end, it drops by its own."""
 
@@ -60,6 +66,9 @@ class Time:
 
     def __call__(self) -> int:
         return self.now_ms
+
+    def steady_ns(self) -> int:
+        return self.now_ms * 1_000_000
 
 
 class Observer:
@@ -103,14 +112,15 @@ class MemoryStores:
     def make(self, **quotas: int) -> SessionStore:
         """Return a new store that is empty."""
         self.observer = Observer()
-        self._store = MemorySessionStore(self._time, self._time, quotas_of(quotas), self.observer)
+        self.reads = Tally(0, 1000)
+        self._store = MemorySessionStore(self._time, self._time.steady_ns, quotas_of(quotas), self.observer, self.reads)
         return self._store
 
     def account(self) -> Account:
         """Return what the last store keeps account of."""
         store = self._store
         sizes = {session.id[:6]: len(session.payload) for session in store._sessions.values()}
-        return Account(sizes, store.total_bytes, dict(store._client_sessions))
+        return Account(sizes, store.total_bytes, numbers(store._client_sessions))
 
 
 class SetTime:

@@ -23,6 +23,7 @@ from twisted.web.http import parse_qs
 
 from synapse_rendezvous.limits import Limit
 from synapse_rendezvous.store import MemorySessionStore
+from synapse_rendezvous.table import PARTS
 
 FUZZ_RESOURCE_REQUESTS = int(os.environ.get("FUZZ_RESOURCE_REQUESTS", "20000"))
 WARM_UP = 30_000
@@ -222,11 +223,10 @@ class FuzzTestCase(RendezvousTestCase):
             assert (str, str) == (type(error["errcode"]), type(error["error"])), context
             assert (channel.code == 429) == fields.hasHeader("Retry-After"), context
 
-    def keys(self) -> list[int]:
-        """Return how many each limit remembers."""
+    def limits(self) -> list[Limit]:
         admission = self.hs._module_web_resources[self.path]._admission
         names = ("creates", "reads", "writes", "misses", "session_reads", "session_writes")
-        return [len(getattr(admission, f"_{name}")._ratelimiter.actions) for name in names]
+        return [getattr(admission, f"_{name}") for name in names]
 
     def require_bounds(self) -> None:
         resource = self.hs._module_web_resources[self.path]
@@ -235,8 +235,10 @@ class FuzzTestCase(RendezvousTestCase):
         assert len(store) <= MAX_SESSIONS
         assert store.total_bytes <= MAX_TOTAL_BYTES
         assert len(resource._waiting) <= MAX_WAITING
-        self.most_keys = max(self.most_keys, *self.keys())
+        self.most_keys = max(self.most_keys, *(len(limit._ratelimiter.actions) for limit in self.limits()))
         assert self.most_keys <= Limit.MAX_KEYS + 1  # and the one that the others share
+        for limit in self.limits():
+            assert len(limit.tally) <= Limit.MAX_KEYS + 17 * PARTS  # each part has some room more
 
     def resident_bytes(self) -> int:
         gc.collect()

@@ -2,12 +2,14 @@
 
 import itertools
 from typing import Any, ClassVar
+from unittest import TestCase
 from unittest.mock import patch
 
 from rendezvous_case import RendezvousTestCase
 from synapse.http.site import XForwardedForRequest
 
 from synapse_rendezvous.limits import Limit
+from synapse_rendezvous.table import Tally
 
 ONE, OTHER = "203.0.113.1", "203.0.113.2"
 OBSERVATIONS = "synapse_rendezvous.observations"
@@ -257,14 +259,56 @@ class LotsTestCase(RendezvousTestCase):
             answered += self.reads_until_refused(below)
         self.assertTrue(2 * 60 - 2 <= answered <= 2 * 60 + 2, answered)
 
-    def test_prepaid_table_is_bounded(self) -> None:
-        """However many clients read, few lots are remembered."""
+    def test_reads_are_told(self) -> None:
+        """However reads are counted, the log says at the end how many there were; those that were refused were none."""
         below, _ = self.create()
-        reads = self.hs._module_web_resources[self.path]._admission._reads
-        with patch.object(Limit, "MAX_KEYS", 50):
-            for index in range(200):
-                self.assertEqual(200, self.call("GET", below, client_ip=f"198.51.{index}.1").code)
-        self.assertLessEqual(len(reads._prepaid), 50)
+        self.reads_until_refused(below)
+        self.reactor.advance(0.5)  # time enough for one, but not for a lot
+        self.assertEqual(1, self.reads_until_refused(below))
+        with self.assertLogs(OBSERVATIONS, level="INFO") as logs:
+            self.assertEqual(204, self.call("DELETE", below).code)
+        self.assertIn(", read 26 times,", logs.output[0])
+
+
+class TallyTestCase(TestCase):
+    """What is remembered of each client and session."""
+
+    def test_spend(self) -> None:
+        """What was prepaid is spent one by one, by each for itself."""
+        tally = Tally(2, 100)
+        self.assertEqual([True, True, False, False], [tally.spend("a") for _ in range(4)])
+        self.assertTrue(tally.spend("b"))
+        tally.add("a", Tally.LARGEST)
+        self.assertEqual(Tally.LARGEST, tally.left("a"))
+        self.assertEqual([True] * Tally.LARGEST + [False], [tally.spend("a") for _ in range(Tally.LARGEST + 1)])
+        self.assertEqual(0, tally.left("a"))
+        self.assertEqual(1, tally.left("b"))
+        self.assertEqual(2, tally.left("c"))
+
+    def test_pop(self) -> None:
+        """It is known how often each did it, prepaid or not, and then everything begins anew."""
+        tally = Tally(2, 100)
+        self.assertEqual(0, tally.pop("a"))
+        tally.spend("a")
+        self.assertEqual(1, tally.pop("a"))
+        for _ in range(3):
+            if not tally.spend("a"):
+                tally.add("a", 5)
+        self.assertEqual((5, 3), (tally.left("a"), tally.pop("a")))
+        self.assertEqual((2, 0), (tally.left("a"), len(tally)))
+
+    def test_bound(self) -> None:
+        """As many as were promised are remembered, and not many more, whether or not they have anything left."""
+        for first in (0, 1):
+            tally = Tally(first, 2000)
+            for number in range(1000):
+                if not tally.spend(f"{number:022}"):
+                    tally.add(f"{number:022}", 0)
+            self.assertEqual(1000, len(tally))
+            for number in range(20_000):
+                if not tally.spend(f"{number:022}"):
+                    tally.add(f"{number:022}", 0)
+            self.assertLess(len(tally), 3100)
 
 
 class NothingToFindTestCase(RendezvousTestCase):

@@ -758,8 +758,8 @@ class ModelTestCase(RendezvousTestCase):
         homeserver = super().make_homeserver(reactor, clock)
         steady = patch.object(
             Homeserver,
-            "steady_ms",
-            staticmethod(lambda: self.time.now_ms - start_ms + UPTIME_MS),
+            "steady_ns",
+            staticmethod(lambda: (self.time.now_ms - start_ms + UPTIME_MS) * 1_000_000),
         )
         steady.start()
         self.addCleanup(steady.stop)

@@ -23,6 +23,7 @@ from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, Store
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
 from synapse_rendezvous.session import Held, Session, Write, new_random_id
 from synapse_rendezvous.store import MemorySessionStore, SessionStore
+from synapse_rendezvous.table import Tally
 from synapse_rendezvous.throwaway import HOST
 
 HELLO = Write(b"hello", b"text/plain")
@@ -303,7 +304,7 @@ def test_updates(stores: MemoryStores | RedisStores) -> None:
 def test_a_clock_that_is_set() -> None:
     """Sessions age by a clock that nobody sets; what it is told of the time of day counts once no session lives."""
     wall, steady = Time(), Time()
-    store = MemorySessionStore(wall, steady, quotas_of({}), Observer())
+    store = MemorySessionStore(wall, steady.steady_ns, quotas_of({}), Observer(), Tally(0, 10))
     session = result(store.create(new_random_id(), HELLO, CLIENT))
     for jump_ms in (3_600_000, -7_200_000):
         wall.now_ms += jump_ms
@@ -596,13 +597,14 @@ test_redis_against_a_model = pytest.mark.usefixtures("_redis_machine")(RedisMach
 
 def test_many_hold_nobody_up(time: Time) -> None:
     """Many sessions are nothing to the garbage collector, for which everybody would have to wait."""
-    store = MemoryStores(time).make(max_sessions=10_000, max_total_bytes=100_000)
+    stores = MemoryStores(time)
+    store = stores.make(max_sessions=10_000, max_total_bytes=100_000)
     write = Write(b"hello", b"text/plain")
     gc.collect()
     before = sum(isinstance(each, Session) for each in gc.get_objects())
     for number in range(5000):
         result(store.create(f"{number:022}", write, f"10.0.{number >> 8}.{number & 255}"))
-        store.count_read(f"{number:022}")
+        stores.reads.add(f"{number:022}", 0)
     gc.collect()
 
     looked_at = gc.get_objects()
