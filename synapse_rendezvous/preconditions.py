@@ -161,13 +161,13 @@ class Preconditions(NamedTuple):
             NOT_MODIFIED only when `safe`. Dates count whole seconds, as the Last-Modified that they echo.
         """
         if self.if_match is not None:
-            if not (session.tag in self.if_match.tags or self.if_match.any):
+            if not self.if_match.match(session.tag):
                 return Verdict.FAILED
         elif self.if_unmodified_since_s is not None:
             if session.last_modified_ms // 1000 > self.if_unmodified_since_s:
                 return Verdict.FAILED
         if self.if_none_match is not None:
-            if session.tag in self.if_none_match.tags or self.if_none_match.any:
+            if self.if_none_match.match(session.tag):
                 return Verdict.NOT_MODIFIED if safe else Verdict.FAILED
         elif safe and self.if_modified_since_s is not None:
             if session.last_modified_ms // 1000 <= self.if_modified_since_s:
