@@ -29,7 +29,7 @@ class Limit:
     OTHERS = ("others", 100)
     """Those who come when so many are remembered share one limit: that of as many clients."""
 
-    LOTS = 12
+    LOTS = 10
     """How many lots are in a burst: a lot is counted at once, and then spent one by one; everybody has a first lot.
 
     Somebody may do it that much more or less often; but to ask each time takes longer than all that a poll needs.

@@ -224,14 +224,14 @@ class ToldTestCase(RendezvousTestCase):
         """However many addresses ask, few are remembered; those that come then share a limit, and are still served."""
         with patch.object(Limit, "MAX_KEYS", 50):
             for index in range(200):
-                for _ in range(4):  # one lot, and one more
+                for _ in range(5):  # one lot, and one more
                     self.create(client_ip=f"198.51.{index}.1")
         creates = self.hs._module_web_resources[self.path]._admission._creates
         self.assertEqual(51, len(creates._ratelimiter.actions))
 
 
 class LotsTestCase(RendezvousTestCase):
-    """Reads are counted in lots, a twelfth of the burst each."""
+    """Reads are counted in lots, a tenth of the burst each."""
 
     options: ClassVar[dict[str, Any]] = {
         "per_client": {"read": {"per_second": 2, "burst_count": 25}},
