@@ -103,9 +103,9 @@ class Load:
         requests = [dialect.request(operation, session).raw(host, client) for session in sessions]
         threads, tags = 1, []
         if operation == "write":  # each needs what the answer before tells
-            threads, tags = connections, [session.tag for session in sessions[:connections]]
+            threads, tags = connections, [session.tag for session in sessions]
             requests = [
-                request.replace(tag.encode("ascii"), b"\1") for request, tag in zip(requests, tags, strict=False)
+                request.replace(tag.encode("ascii"), b"\1") for request, tag in zip(requests, tags, strict=True)
             ]
         file = directory / f"{id(self)}.requests"
         file.write_bytes(b"\0".join(requests))

@@ -127,7 +127,11 @@ class Admission:
         if not self._reads.spend_prepaid(client):
             self._spend(self._reads, shares(client)[:1], client)
         if not self._session_reads.spend_prepaid(session_id):
-            self._spend(self._session_reads, ((session_id, 1),), client)
+            try:
+                self._session_reads.spend(((session_id, 1),))
+            except LimitExceededError as refusal:
+                self.refuse(refusal, client)
+                self.session_reads.add(session_id, 0)  # it is only observed, and done
 
     def delete(self, client: str) -> None:
         """Admit a DELETE, whether or not there is such a session. No limit for the session holds: it ends but once."""

@@ -21,6 +21,7 @@ class Limit:
     Attributes:
         tally: how often each did it.
         spend_prepaid: counts one action if this key has some left that were counted before; says whether it had.
+        left_prepaid: says how many it has left.
     """
 
     MAX_KEYS = LIMIT_KEYS
@@ -61,13 +62,12 @@ class Limit:
                 self.tally.add(key, self._buy(key, share, pause_s))
 
     def check(self, key: str) -> None:
-        """Count nothing.
+        """Count nothing. Nobody is over the limit who has some left that were counted before.
 
         Raises:
             LimitExceededError: it was done too often.
         """
-        if not self.tally.left(key):
-            self._ask(key, 1, update=False)
+        self._ask(key, 1, update=False)
 
     def _buy(self, key: str, share: int, pause_s: float | None) -> int:
         """Ask for a lot, or for one if there may not be so many; return how many are left once one is done."""

@@ -173,6 +173,9 @@ class ObserveTestCase(RendezvousTestCase):
         self.assertIn(f"max_sessions 1 times from {OTHER}", line)
         with self.assertNoLogs(OBSERVATIONS, level="WARNING"):
             self.reactor.advance(120)
+        with self.assertLogs(OBSERVATIONS, level="INFO") as logs:
+            self.call("DELETE", below)
+        self.assertIn(", read 3 times,", logs.output[0])
 
 
 class ToldTestCase(RendezvousTestCase):
