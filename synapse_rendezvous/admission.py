@@ -127,11 +127,7 @@ class Admission:
         if not self._reads.spend_prepaid(client):
             self._spend(self._reads, shares(client)[:1], client)
         if not self._session_reads.spend_prepaid(session_id):
-            try:
-                self._session_reads.spend(((session_id, 1),))
-            except LimitExceededError as refusal:
-                self.refuse(refusal, client)
-                self.session_reads.add(session_id, 0)  # it is only observed, and done
+            self._spend(self._session_reads, ((session_id, 1),), client)
 
     def delete(self, client: str) -> None:
         """Admit a DELETE, whether or not there is such a session. No limit for the session holds: it ends but once."""
@@ -171,3 +167,5 @@ class Admission:
             limit.spend(keys, pause_s)
         except LimitExceededError as refusal:
             self.refuse(refusal, client)
+            for key, _ in keys:
+                limit.tally.add(key, 0)  # it is only observed, and done

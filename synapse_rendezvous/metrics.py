@@ -185,7 +185,7 @@ class Metrics:
         }
         self._durations = {outcome: _DURATION.labels(server_name, outcome) for outcome in ("paired", "lonely")}
         self.answered = _COLLECTOR.requests[server_name].count
-        self._created, self.stored = _COLLECTOR.created[server_name], _COLLECTOR.body_bytes[server_name].observe
+        self._created, self._body_bytes = _COLLECTOR.created[server_name], _COLLECTOR.body_bytes[server_name]
         self._replayed, self._proxy_bucket = _REPLAYED.labels(server_name), _PROXY_BUCKET.labels(server_name)
         self._store_failures, self._store_down = _STORE_FAILURES.labels(server_name), _STORE_DOWN.labels(server_name)
         self._first_reply = _FIRST_REPLY.labels(server_name)
@@ -197,7 +197,7 @@ class Metrics:
     def created(self, dialect: str, size: int) -> None:
         """Count a session, and the bytes of its payload."""
         self._created[dialect] += 1
-        self.stored(size)
+        self._body_bytes.observe(size)
 
     def created_from_nowhere(self) -> None:
         """Count a creation by a client whose address may be a proxy's."""
@@ -205,7 +205,7 @@ class Metrics:
 
     def replaced(self, session: Session) -> None:
         """Count the bytes of a payload, and how long after its session the first write came."""
-        self.stored(len(session.payload))
+        self._body_bytes.observe(len(session.payload))
         if session.updates == 1:
             self._first_reply.observe((session.last_modified_ms - session.expires_ms + self._ttl_ms) / 1000)
 

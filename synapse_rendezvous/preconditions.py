@@ -45,7 +45,7 @@ class EntityTags(NamedTuple):
             tolerant: read a tag that a proxy weakened, suffixed or unquoted as the one that was sent. This cannot
                 accept a wrong revision, because every revision has a tag of its own.
         """
-        # What nearly all requests have: a tag of ours, as we sent it.
+        # What nearly all requests have: a tag of ours, as we sent it. For `tuple.__new__`, see `Session.create`.
         if len(lines) == 1 and lines[0][:1] == lines[0][-1:] == b'"' and lines[0][1:-1].isalnum():
             return tuple.__new__(cls, (False, frozenset((lines[0][1:-1],)), frozenset()))
         value = b",".join(lines)

@@ -14,18 +14,22 @@ PARTS = 64
 """How many dicts a table has."""
 
 
-class Counts:
-    """How many there are under each key."""
+class _Numbers:
+    """A number under each key."""
 
     def __init__(self) -> None:
         self._parts: tuple[dict[str, int], ...] = tuple({} for _ in range(PARTS))
 
+    def __len__(self) -> int:
+        """How many keys have one."""
+        return sum(map(len, self._parts))
+
+
+class Counts(_Numbers):
+    """How many there are under each key."""
+
     def __getitem__(self, key: str) -> int:
         return self._parts[hash(key) % PARTS].get(key, 0)
-
-    def __len__(self) -> int:
-        """How many keys have any."""
-        return sum(map(len, self._parts))
 
     def add(self, key: str) -> None:
         """Count one more."""
@@ -40,7 +44,7 @@ class Counts:
             del part[key]
 
 
-class Tally:
+class Tally(_Numbers):
     """How often something was done under each key, and how often it may be done before anybody is asked again.
 
     Args:
@@ -55,23 +59,19 @@ class Tally:
     _DONE = 2 * (LARGEST + 1)
 
     def __init__(self, first: int, most: int) -> None:
+        super().__init__()
         self._first = first
         self._most_in_part = most // PARTS + 16
-        self._parts: tuple[dict[str, int], ...] = tuple({} for _ in range(PARTS))
-
-    def __len__(self) -> int:
-        """How many keys are remembered."""
-        return sum(map(len, self._parts))
 
     def spend(self, key: str) -> bool:
         """Count one if it may be done without asking; say whether it may."""
         part = self._parts[hash(key) % PARTS]
+        if len(part) > self._most_in_part:
+            part.clear()
         known = part.get(key, self._first)
         if not known % self._DONE:
             return False
         part[key] = known + self._DONE - 1
-        if len(part) > self._most_in_part:
-            part.clear()
         return True
 
     def left(self, key: str) -> int:
@@ -79,11 +79,9 @@ class Tally:
         return self._parts[hash(key) % PARTS].get(key, self._first) % self._DONE
 
     def add(self, key: str, more: int) -> None:
-        """Count one that was asked for, and let so many more be done, `LARGEST` at most."""
+        """Count one that was asked for, since `spend` refused it, and let so many more be done, `LARGEST` at most."""
         part = self._parts[hash(key) % PARTS]
         part[key] = part.get(key, self._first) + self._DONE + more
-        if len(part) > self._most_in_part:
-            part.clear()
 
     def pop(self, key: str) -> int:
         """Forget a key, and return how often it was done."""

@@ -9,7 +9,7 @@ from rendezvous_case import RendezvousTestCase
 from synapse.http.site import XForwardedForRequest
 
 from synapse_rendezvous.limits import Limit
-from synapse_rendezvous.table import Tally
+from synapse_rendezvous.table import PARTS, Tally
 
 ONE, OTHER = "203.0.113.1", "203.0.113.2"
 OBSERVATIONS = "synapse_rendezvous.observations"
@@ -261,6 +261,13 @@ class LotsTestCase(RendezvousTestCase):
             self.reactor.advance(1)
             answered += self.reads_until_refused(below)
         self.assertTrue(2 * 60 - 2 <= answered <= 2 * 60 + 2, answered)
+
+    def test_tally_is_bounded(self) -> None:
+        """However many clients ask, few are remembered."""
+        admission = self.hs._module_web_resources[self.path]._admission
+        for number in range(20_000):
+            admission.describe(f"10.0.{number >> 8}.{number & 255}")
+        self.assertLessEqual(len(admission._reads.tally), Limit.MAX_KEYS + 17 * PARTS)
 
     def test_reads_are_told(self) -> None:
         """However reads are counted, the log says at the end how many there were; those that were refused were none."""
