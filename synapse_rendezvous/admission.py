@@ -137,11 +137,10 @@ class Admission:
         """Admit a PUT, whether or not there is such a session."""
         if not self._writes.spend_prepaid(client):
             self._spend(self._writes, shares(client)[:1], client)
-        if not self._session_writes.left_prepaid(session_id):
-            try:
-                self._session_writes.check(session_id)
-            except LimitExceededError as refusal:
-                self.refuse(refusal, client)
+        try:
+            self._session_writes.check(session_id)
+        except LimitExceededError as refusal:
+            self.refuse(refusal, client)
 
     def replaced(self, session_id: str) -> None:
         """Count a PUT that was done. Those for sessions that do not exist would leave no room in the table."""

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import IO, Any, Protocol, cast
 
 from synapse.api.auth.base import BaseAuth as Auth
 from synapse.api.errors import SynapseError
@@ -41,6 +41,13 @@ def require_supported(version: str) -> None:
     if numbers and (int(numbers[1]), int(numbers[2])) < OLDEST_SYNAPSE:
         oldest = ".".join(map(str, OLDEST_SYNAPSE))
         raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
+
+
+def content_of(request: SynapseRequest) -> IO[bytes]:
+    """Return what a request carries."""
+    content: IO[bytes] | None = request.content
+    assert content is not None  # noqa: S101 (Twisted sets it before it renders)
+    return content
 
 
 class SteadyClock:

@@ -21,7 +21,6 @@ class Limit:
     Attributes:
         tally: how often each did it.
         spend_prepaid: counts one action if this key has some left that were counted before; says whether it had.
-        left_prepaid: says how many it has left.
     """
 
     MAX_KEYS = LIMIT_KEYS
@@ -44,7 +43,7 @@ class Limit:
         lot = min(rate.burst_count // self.LOTS, self.LARGEST_LOT)
         self._lot = lot if lot > 1 else 0
         self.tally = Tally(self._lot, most)
-        self.spend_prepaid, self.left_prepaid = self.tally.spend, self.tally.left  # most requests come by here
+        self.spend_prepaid = self.tally.spend  # most requests come by here
 
     def spend(self, keys: Sequence[tuple[str, int]], pause_s: float | None = None) -> None:
         """Count one action.
@@ -62,12 +61,13 @@ class Limit:
                 self.tally.add(key, self._buy(key, share, pause_s))
 
     def check(self, key: str) -> None:
-        """Count nothing. Nobody is over the limit who has some left that were counted before.
+        """Count nothing.
 
         Raises:
             LimitExceededError: it was done too often.
         """
-        self._ask(key, 1, update=False)
+        if not self.tally.left(key):
+            self._ask(key, 1, update=False)
 
     def _buy(self, key: str, share: int, pause_s: float | None) -> int:
         """Ask for a lot, or for one if there may not be so many; return how many are left once one is done."""

@@ -26,6 +26,7 @@ from synapse_rendezvous.errors import (
     SessionNotFound,
     StoreFull,
 )
+from synapse_rendezvous.homeserver import content_of
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import HeaderFields, Verdict
 from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
@@ -174,8 +175,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _create(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
         await self._admission.create(request, client, self._create_policy)
-        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
-        wanted = self._dialect.read_create(headers, request.content)
+        wanted = self._dialect.read_create(headers, content_of(request))
         session_id = self._dialect.id_prefix + new_random_id()
         try:
             session = await self._store.create(session_id, wanted, client)
@@ -243,8 +243,7 @@ class RendezvousResource(DirectServeJsonResource):
 
     async def _replace(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
         self._admission.replace(client, session_id)
-        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
-        wanted, preconditions = self._dialect.read_replace(headers, request.content)
+        wanted, preconditions = self._dialect.read_replace(headers, content_of(request))
         try:
             session = await self._store.replace(session_id, wanted, preconditions)
         except StoreFull as full:
