@@ -21,7 +21,7 @@ import twisted
 from connection import BenchmarkError
 
 import synapse_rendezvous
-from synapse_rendezvous.throwaway import DidNotStart
+from synapse_rendezvous.demo.throwaway_homeserver import DidNotStart
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))  # for stack.py

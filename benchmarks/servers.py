@@ -16,7 +16,7 @@ from dialects import PAYLOAD, BareDialect, Dialect, ETagDialect, JSONDialect, Se
 from stack import RedisServer
 from synapse import synapse_rust
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 PATH = "/_synapse/client/rendezvous"
 MSC4388 = "io.element.msc4388/rendezvous"

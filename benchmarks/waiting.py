@@ -28,7 +28,7 @@ from load import cpu_seconds, percentile, resident_bytes
 from servers import homeserver, rendezvous, running
 from stack import WorkerStack
 
-from synapse_rendezvous.throwaway import ThrowawayHomeserver
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 
 PATH = "/_synapse/client/rendezvous"
 LONG_PATH = "/_synapse/client/rendezvous_long"

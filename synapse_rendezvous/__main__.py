@@ -4,8 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from synapse_rendezvous import __version__, demo, snippet
+from synapse_rendezvous import __version__
 from synapse_rendezvous.check import command as check
+from synapse_rendezvous.demo import command as demo
+from synapse_rendezvous.snippets import command as snippet
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ from synapse_rendezvous.clients import DENIED, EXEMPT, UNKNOWN, Clients, shares
 from synapse_rendezvous.config import LIMIT_KEYS, RateLimit, RendezvousConfig
 from synapse_rendezvous.errors import ClientDenied, CreationForbidden, StoreFull
 from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver
-from synapse_rendezvous.limits import Limit
-from synapse_rendezvous.observations import Observations
+from synapse_rendezvous.observer import Observations
 from synapse_rendezvous.preconditions import HeaderFields
+from synapse_rendezvous.rate_limit import Limit
 
 CREATE_PAUSE_S = 0.5
 """How long a refusal to create is held back. Nobody is in the middle of a pairing then."""

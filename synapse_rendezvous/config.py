@@ -3,6 +3,7 @@
 import attr
 from synapse.config._base import ConfigError
 
+from synapse_rendezvous import paths
 from synapse_rendezvous.options import (
     IPNetwork,
     choice,
@@ -96,9 +97,9 @@ class DialectConfig:
 class DialectsConfig:
     """The protocols."""
 
-    msc3886: DialectConfig = subsection("msc3886", DialectConfig("/_synapse/client/rendezvous"))
-    msc4108: DialectConfig = subsection("msc4108", DialectConfig("/_synapse/client/rendezvous/msc4108"))
-    msc4388: DialectConfig = subsection("msc4388", DialectConfig("/_synapse/client/io.element.msc4388/rendezvous"))
+    msc3886: DialectConfig = subsection("msc3886", DialectConfig(paths.MSC3886))
+    msc4108: DialectConfig = subsection("msc4108", DialectConfig(paths.MSC4108))
+    msc4388: DialectConfig = subsection("msc4388", DialectConfig(paths.MSC4388))
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -175,15 +176,15 @@ class RendezvousConfig:
                 f" {config.long_poll.default_wait_ms} ms",
                 ("long_poll", "default_wait"),
             )
-        paths: dict[str, str] = {}
+        names: dict[str, str] = {}
         for field in attr.fields(DialectsConfig):
             dialect = getattr(config.dialects, field.name)
-            if dialect.enabled and paths.setdefault(dialect.path, field.name) != field.name:
+            if dialect.enabled and names.setdefault(dialect.path, field.name) != field.name:
                 raise ConfigError(
-                    f"is that of {paths[dialect.path]} as well; each dialect needs its own",
+                    f"is that of {names[dialect.path]} as well; each dialect needs its own",
                     ("dialects", field.name, "path"),
                 )
-        if not paths:
+        if not names:
             raise ConfigError("must have one that is enabled, or the module does nothing", ("dialects",))
         return config
 

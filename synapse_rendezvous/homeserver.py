@@ -16,6 +16,8 @@ from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from synapse_rendezvous.paths import ETAG_PREFIX
+
 OLDEST_SYNAPSE = (1, 140)
 
 REDIS_RECONNECT_S = 1
@@ -113,7 +115,9 @@ class Homeserver:
 
     def subscribe(self, channel: str, received: Callable[[str], None], subscribed: Callable[[], None]) -> None:
         """Listen to a channel of Redis; see `subscription.subscribe`."""
-        from synapse_rendezvous.subscription import subscribe  # what it needs is there only where Synapse has Redis
+        from synapse_rendezvous.redis.subscription import (
+            subscribe,  # what it needs is there only where Synapse has Redis
+        )
 
         subscribe(self._hs, channel, received, subscribed)
 
@@ -185,8 +189,7 @@ class Homeserver:
                 module, which comes first, has the path.
         """
         # It is a leaf: what is mounted below it is never reached.
-        builtin = "/_synapse/client/rendezvous/"
-        if f"{path}/".startswith(builtin) and getattr(self._hs.config.experimental, "msc4108_enabled", False):
+        if f"{path}/".startswith(f"{ETAG_PREFIX}/") and getattr(self._hs.config.experimental, "msc4108_enabled", False):
             raise ConfigError(
                 "Synapse's own rendezvous server is switched on at the path of synapse_rendezvous. Remove"
                 " experimental_features.msc4108_enabled, or remove synapse_rendezvous from modules.",

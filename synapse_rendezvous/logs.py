@@ -3,12 +3,9 @@
 import logging
 from collections.abc import Sequence
 
-_PATHS = (
-    "/_synapse/client/rendezvous",
-    "/_synapse/client/io.element.msc4388/rendezvous",
-    "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
-    "/_matrix/client/unstable/io.element.msc4388/rendezvous",
-)
+from synapse_rendezvous.paths import PREFIXES, UNSTABLE_MSC4108, UNSTABLE_MSC4388
+
+_PATHS = (*PREFIXES, UNSTABLE_MSC4108, UNSTABLE_MSC4388)
 
 
 class QuietPolls(logging.Filter):

@@ -11,21 +11,22 @@ import synapse
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 
-from synapse_rendezvous import __version__
+from synapse_rendezvous import __version__, paths
 from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.config import LIMIT_KEYS, DialectConfig, RendezvousConfig
-from synapse_rendezvous.dialects import Dialect
+from synapse_rendezvous.dialects.dialect import Dialect
+from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect
+from synapse_rendezvous.dialects.msc4108 import MSC4108Dialect
+from synapse_rendezvous.dialects.msc4388 import MSC4388Dialect
 from synapse_rendezvous.errors import StoreUnavailable
 from synapse_rendezvous.homeserver import Homeserver, require_supported
+from synapse_rendezvous.long_poll import Waiting
+from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.metrics import Metrics
-from synapse_rendezvous.msc3886 import MSC3886Dialect
-from synapse_rendezvous.msc4108 import MSC4108Dialect
-from synapse_rendezvous.msc4388 import MSC4388Dialect
-from synapse_rendezvous.observations import LOOK_INTERVAL_MS, TELL_INTERVAL_MS, Observations
+from synapse_rendezvous.observer import LOOK_INTERVAL_MS, TELL_INTERVAL_MS, Observations
 from synapse_rendezvous.resource import RendezvousResource
-from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
+from synapse_rendezvous.store import Quotas, SessionStore
 from synapse_rendezvous.table import Tally
-from synapse_rendezvous.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -164,8 +165,8 @@ def _store(
     if config.store == "memory" or not homeserver.has_redis:
         return MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ns, quotas, observations, reads)
     # What they need is there only where Synapse has Redis.
-    from synapse_rendezvous.redis_link import RedisLink
-    from synapse_rendezvous.redis_store import RedisSessionStore
+    from synapse_rendezvous.redis.link import RedisLink
+    from synapse_rendezvous.redis.store import RedisSessionStore
 
     link = RedisLink(homeserver.redis(), homeserver.reactor, metrics)
     return RedisSessionStore(
@@ -214,24 +215,26 @@ def _warn_of_path(dialect: Dialect, options: DialectConfig) -> None:
 
     Synapse answers the preflights of browsers by the path alone.
     """
-    if options.path.startswith("/_matrix/client/"):
+    if options.path.startswith(paths.CLIENT_API_PREFIX):
         logger.warning(
             "%s is reached only on listeners without Synapse's own `client` resource, such as those of a worker with"
             " `resources: []`. See docs/clients.md",
             options.path,
         )
-    conditional = options.path.startswith("/_synapse/client/rendezvous")
+    conditional = options.path.startswith(paths.ETAG_PREFIX)
     if conditional and options.create_policy == "authenticated":
         logger.warning(
-            "Web clients cannot create sessions at %s: below /_synapse/client/rendezvous, Synapse does not let browsers"
+            "Web clients cannot create sessions at %s: below %s, Synapse does not let browsers"
             " send Authorization. Other clients can. See dialects.%s.create_policy in docs/configuration.md",
             options.path,
+            paths.ETAG_PREFIX,
             dialect.name,
         )
     if not conditional and dialect.conditional:
         logger.warning(
-            "Web clients cannot use %s: only below /_synapse/client/rendezvous, Synapse lets browsers send If-Match and"
+            "Web clients cannot use %s: only below %s, Synapse lets browsers send If-Match and"
             " If-None-Match. Other clients can. See dialects.%s.path in docs/configuration.md",
             options.path,
+            paths.ETAG_PREFIX,
             dialect.name,
         )

@@ -9,6 +9,8 @@ from typing import Any, TypeVar, cast
 import attr
 from synapse.config._base import Config, ConfigError
 
+from synapse_rendezvous.paths import MSC3886
+
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Path = tuple[str, ...]
@@ -86,9 +88,7 @@ def flag(value: Any, path: Path) -> bool:
 def url_path(value: Any, path: Path) -> str:
     """Read the path of a resource."""
     if not isinstance(value, str) or not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
-        raise ConfigError(
-            f"must be a path without a slash at its end, such as /_synapse/client/rendezvous; this is {value!r}", path
-        )
+        raise ConfigError(f"must be a path without a slash at its end, such as {MSC3886}; this is {value!r}", path)
     return value
 
 

@@ -17,7 +17,7 @@ from twisted.web.server import NOT_DONE_YET, Request
 from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.clients import EXEMPT
 from synapse_rendezvous.coroutines import Begun
-from synapse_rendezvous.dialects import FETCH_METADATA, Dialect, Response, json_response
+from synapse_rendezvous.dialects.dialect import FETCH_METADATA, Dialect
 from synapse_rendezvous.errors import (
     MethodNotAllowed,
     NotForDisplay,
@@ -27,12 +27,12 @@ from synapse_rendezvous.errors import (
     StoreFull,
 )
 from synapse_rendezvous.homeserver import content_of
+from synapse_rendezvous.long_poll import Place, Waiting
 from synapse_rendezvous.metrics import Metrics
 from synapse_rendezvous.preconditions import HeaderFields, Verdict
+from synapse_rendezvous.response import Response, json_response, write
 from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
 from synapse_rendezvous.store import SessionStore
-from synapse_rendezvous.waiting import Place, Waiting
-from synapse_rendezvous.writing import write
 
 if TYPE_CHECKING:
     from synapse.util.clock import Clock

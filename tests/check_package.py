@@ -16,8 +16,15 @@ import yaml
 from recipes import blocks, recipe
 
 ROOT = pathlib.Path(__file__).parent.parent
-IN_WHEEL = {"__init__.py", "module.py", "py.typed", "sample_config.yaml", "snippets/nginx.conf", "check/problems.yaml"}
-IN_WHEEL |= {"demo_page/index.html"}
+IN_WHEEL = {
+    "__init__.py",
+    "module.py",
+    "py.typed",
+    "sample_config.yaml",
+    "snippets/templates/nginx.conf",
+    "check/problems.yaml",
+}
+IN_WHEEL |= {"demo/static/index.html", "snippets/templates/nginx.conf"}
 IN_SDIST = {
     "LICENSE",
     "README.md",

@@ -17,7 +17,7 @@ from fetch_synapse_tests import HARNESS
 from listeners import Listeners
 from stack import ENDLESS, UNLIMITED
 
-from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver, free_port
 
 # Behind our own folder, whose modules have other names, but before the working directory: the harness is called
 # `tests` like our folder.

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from proxies import ReverseProxy
 
-from synapse_rendezvous.snippet import render
-from synapse_rendezvous.throwaway import HOST
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
+from synapse_rendezvous.snippets.command import render
 
 
 class Fault(NamedTuple):

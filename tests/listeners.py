@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Sequence
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 BURST = 3
 TRUSTED = (HOST, "127.0.2.0/24")

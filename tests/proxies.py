@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 from stack import Server
 
-from synapse_rendezvous.throwaway import HOST, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, free_port
 
 
 class _Product(NamedTuple):

@@ -13,7 +13,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from synapse_rendezvous.throwaway import HOST, START_TIMEOUT_S, DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import (
+    HOST,
+    START_TIMEOUT_S,
+    DidNotStart,
+    ThrowawayHomeserver,
+    free_port,
+)
 
 _RATE = {"per_second": 1_000_000, "burst_count": 1_000_000}
 UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "write": _RATE, "miss": _RATE}

@@ -11,11 +11,12 @@ from twisted.internet.defer import Deferred
 
 from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.homeserver import RedisConnection
+from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.metrics import Metrics
-from synapse_rendezvous.redis_link import RedisLink
-from synapse_rendezvous.redis_store import RedisSessionStore, _read
+from synapse_rendezvous.redis.link import RedisLink
+from synapse_rendezvous.redis.store import RedisSessionStore, _read
 from synapse_rendezvous.session import Ended
-from synapse_rendezvous.store import MemorySessionStore, Quotas, SessionStore
+from synapse_rendezvous.store import Quotas, SessionStore
 from synapse_rendezvous.table import Counts, Tally
 
 TTL_MS = 300_000

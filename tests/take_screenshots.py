@@ -10,9 +10,9 @@ import time
 from chromium import Device, start_chromium, wait_until
 from PIL import Image
 
-from synapse_rendezvous.demo import COLLECTION
-from synapse_rendezvous.page import Page
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.page import Page
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.paths import MSC3886
 
 ROOT = pathlib.Path(__file__).parent.parent
 PICTURES = ROOT / "docs" / "pictures"
@@ -38,7 +38,7 @@ def main() -> None:
         directory = pathlib.Path(name)
         with (
             ThrowawayHomeserver(directory, port=free_port(), modules=modules) as server,
-            Page(collection_url=server.url + COLLECTION, host=HOST, port=0) as page,
+            Page(collection_url=server.url + MSC3886, host=HOST, port=0) as page,
         ):
             laptop = Device(start_chromium(directory / "laptop", "--hide-scrollbars"), 1280, 860)
             phone = Device(start_chromium(directory / "phone", "--hide-scrollbars"), 390, 844)

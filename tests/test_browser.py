@@ -18,7 +18,7 @@ from conftest import assert_clean
 from proxies import ReverseProxy
 from stack import UNLIMITED
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -34,7 +34,7 @@ from synapse_rendezvous.check.probe import MAX_REQUESTS, MAX_S
 from synapse_rendezvous.check.problems import Level, Problem, problems
 from synapse_rendezvous.check.products import PRODUCTS
 from synapse_rendezvous.check.report import anonymized
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 pytestmark = [needs("redis-server", "redis-server"), needs("openssl", "openssl")]
 

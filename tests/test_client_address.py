@@ -16,7 +16,7 @@ from conftest import assert_clean
 from listeners import BURST, Listeners
 from proxies import ReverseProxy
 
-from synapse_rendezvous.throwaway import HOST
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 
 PATH = "/_synapse/client/rendezvous"
 SET = "proxy_set_header X-Forwarded-For $remote_addr;"

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from synapse_rendezvous.demo import COLLECTION, DEFAULT_PORT
-from synapse_rendezvous.throwaway import HOST, free_port
+from synapse_rendezvous.demo.command import DEFAULT_PORT
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, free_port
+from synapse_rendezvous.paths import MSC3886
 
 
 def demo(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -36,7 +37,7 @@ def test_demo_once() -> None:
     answers = [int(line.split()[0]) for line in played.stdout.splitlines() if line.strip()[:3].isdecimal()]
     assert [200, 200, 304, 202, 200, 412, 204, 404] == answers
     for method in ("POST", "GET", "PUT", "DELETE"):
-        assert f"device  {method} {COLLECTION}" in played.stdout
+        assert f"device  {method} {MSC3886}" in played.stdout
     assert 'ETag: "' in played.stdout
 
 
@@ -57,12 +58,12 @@ def test_demo_serves(ending: signal.Signals) -> None:
         assert line, process.communicate()
         lines.append(line)
     connection = http.client.HTTPConnection(HOST, port, timeout=60)
-    connection.request("GET", COLLECTION)
+    connection.request("GET", MSC3886)
     assert 2000 == json.load(connection.getresponse())["ttl_ms"]
     connection.close()
     (page,) = (line.split()[0] for line in lines if "pair two devices" in line)
     with urllib.request.urlopen(page, timeout=60) as response:
-        assert f'data-collection="http://{HOST}:{port}{COLLECTION}"' in response.read().decode()
+        assert f'data-collection="http://{HOST}:{port}{MSC3886}"' in response.read().decode()
 
     process.send_signal(ending)
     rest, errors = process.communicate(timeout=60)

@@ -19,7 +19,7 @@ from conftest import assert_clean
 from recipes import recipe
 
 from synapse_rendezvous import __version__
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 MSC4108 = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
 MSC4388 = "/_matrix/client/unstable/io.element.msc4388/rendezvous"

@@ -24,7 +24,7 @@ from twisted.protocols.portforward import ProxyClient, ProxyClientFactory, Proxy
 from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 PATH = "/_synapse/client/rendezvous"
 RATE = {"per_second": 0.5, "burst_count": 2}

@@ -23,9 +23,9 @@ from twisted.web.http import datetimeToString
 from synapse_rendezvous import resource
 from synapse_rendezvous.clients import shares
 from synapse_rendezvous.errors import SessionNotFound
+from synapse_rendezvous.long_poll import Place
+from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.resource import RendezvousResource
-from synapse_rendezvous.store import MemorySessionStore
-from synapse_rendezvous.waiting import Place
 
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
 CLIENT: dict[str, Any] = {"client_ip": "2001:db8:1:203::9"}

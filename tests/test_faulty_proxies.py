@@ -16,7 +16,7 @@ from pairing import MESSAGES, Browser, Device, PairingFailed, Phone, pair
 from proxies import ReverseProxy
 from test_client_address import assert_told_apart, create
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "proxies.md").read_text()
 PRODUCTS = ("nginx", "haproxy", "apache", "caddy")

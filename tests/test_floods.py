@@ -32,8 +32,8 @@ from test_live import resident_bytes
 
 from synapse_rendezvous.admission import CREATE_PAUSE_S
 from synapse_rendezvous.config import RateLimit, RendezvousConfig
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 from synapse_rendezvous.session import new_random_id
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
 
 FLOOD = int(os.environ.get("FLOOD", "1000"))
 FLOOD_S = int(os.environ.get("FLOOD_S", "2"))

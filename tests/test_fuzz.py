@@ -10,7 +10,7 @@ from collections import Counter
 from conftest import assert_clean
 from stack import ENDLESS, UNLIMITED
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "10000"))
 CONNECTIONS = 8

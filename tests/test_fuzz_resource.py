@@ -21,8 +21,8 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import parse_qs
 
-from synapse_rendezvous.limits import Limit
-from synapse_rendezvous.store import MemorySessionStore
+from synapse_rendezvous.memory_store import MemorySessionStore
+from synapse_rendezvous.rate_limit import Limit
 from synapse_rendezvous.table import PARTS
 
 FUZZ_RESOURCE_REQUESTS = int(os.environ.get("FUZZ_RESOURCE_REQUESTS", "20000"))

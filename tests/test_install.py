@@ -25,7 +25,7 @@ from test_deployment import MSC4108, ask, exchange_msc4388, needs
 
 from synapse_rendezvous import RendezvousModule, __version__
 from synapse_rendezvous.config import RendezvousConfig
-from synapse_rendezvous.throwaway import HOST, DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver, free_port
 
 PAGE = (DOCS / "install.md").read_text()
 LINES = blocks("yaml", "install.md")[0]

@@ -8,11 +8,11 @@ from unittest.mock import patch
 from rendezvous_case import RendezvousTestCase
 from synapse.http.site import XForwardedForRequest
 
-from synapse_rendezvous.limits import Limit
+from synapse_rendezvous.rate_limit import Limit
 from synapse_rendezvous.table import PARTS, Tally
 
 ONE, OTHER = "203.0.113.1", "203.0.113.2"
-OBSERVATIONS = "synapse_rendezvous.observations"
+OBSERVATIONS = "synapse_rendezvous.observer"
 
 
 class NetworksTestCase(RendezvousTestCase):

@@ -20,7 +20,7 @@ from twisted.web.client import HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IResponse
 
-from synapse_rendezvous.throwaway import DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import DidNotStart, ThrowawayHomeserver, free_port
 
 PATH = "/_synapse/client/rendezvous"
 

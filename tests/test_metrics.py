@@ -12,7 +12,7 @@ from test_docs import ROOT
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
-OBSERVATIONS = "synapse_rendezvous.observations"
+OBSERVATIONS = "synapse_rendezvous.observer"
 SERVER = "test"
 PUBLIC = "11.0.0.1"  # those for documentation count as private
 

@@ -41,9 +41,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from synapse_rendezvous import __version__
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.homeserver import Homeserver
-from synapse_rendezvous.redis_store import RedisSessionStore
-from synapse_rendezvous.throwaway import HOST
+from synapse_rendezvous.redis.store import RedisSessionStore
 
 MODEL_STEPS = int(os.environ.get("MODEL_STEPS", "2000"))
 """How many steps are taken, on both stores together; CI takes more."""

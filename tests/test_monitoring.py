@@ -19,7 +19,7 @@ from recipes import DOCS, recipe
 from stack import Program
 from test_deployment import ask, needs
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 TESTS = pathlib.Path(__file__).parent
 RULES = TESTS.parent / "contrib" / "prometheus" / "synapse_rendezvous.rules.yml"

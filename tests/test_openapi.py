@@ -24,7 +24,7 @@ from stack import ENDLESS, UNLIMITED, RedisServer
 from test_deployment import ask, needs
 
 from synapse_rendezvous import __version__
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "25"))
 DOCUMENT = yaml.safe_load((pathlib.Path(__file__).parent.parent / "docs" / "openapi.yaml").read_text())

@@ -22,10 +22,10 @@ from chromium import Device, start_chromium, wait_until
 from conftest import assert_clean
 from proxies import ReverseProxy
 
-from synapse_rendezvous.certificate import Certificate
-from synapse_rendezvous.demo import COLLECTION
-from synapse_rendezvous.page import LONGEST_LINK, Page
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.certificate import Certificate
+from synapse_rendezvous.demo.page import LONGEST_LINK, Page
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.paths import MSC3886
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -39,7 +39,7 @@ def homeserver(directory: pathlib.Path, config: dict[str, Any] | None = None, **
 
 
 def page_of(server: ThrowawayHomeserver) -> Page:
-    return Page(collection_url=server.url + COLLECTION, host=HOST, port=0, certificate=server.certificate)
+    return Page(collection_url=server.url + MSC3886, host=HOST, port=0, certificate=server.certificate)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +255,7 @@ def test_own_writes_are_no_news(server: ThrowawayHomeserver, url: str, devices: 
             done([read, await news]);
         })();
     """
-    assert ["two", "theirs"] == laptop.chrome.execute_async_script(script, server.url + COLLECTION)
+    assert ["two", "theirs"] == laptop.chrome.execute_async_script(script, server.url + MSC3886)
 
 
 def test_codes_differ(url: str, devices: Devices) -> None:
@@ -462,7 +462,7 @@ def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
         stack.enter_context(homeserver(tmp_path, port=port, settings={"public_baseurl": f"{proxy.url}/"}))
         stack.callback(nginx.stop)
         nginx.start()
-        page = stack.enter_context(Page(collection_url=proxy.url + COLLECTION, host=HOST, port=0))
+        page = stack.enter_context(Page(collection_url=proxy.url + MSC3886, host=HOST, port=0))
         connect(devices, page.url)
         for count in 1, 2:
             laptop.send("the same from both")
@@ -561,7 +561,7 @@ def test_page_server(url: str) -> None:
         policy = dict(part.split(maxsplit=1) for part in response.getheader("Content-Security-Policy", "").split("; "))
         assert ("'none'", "'self'", "'self'") == (policy["default-src"], policy["script-src"], policy["style-src"])
     for path in (
-        "/page.py", "/../page.py", "/demo_page/../page.py", "/%2e%2e/page.py", "//etc/passwd", "/nothing",
+        "/page.py", "/../page.py", "/static/../page.py", "/%2e%2e/page.py", "//etc/passwd", "/nothing",
         "/qr.svg", f"/qr.svg?text={'x' * (LONGEST_LINK + 1)}",
     ):  # fmt: skip
         assert 404 == get(path).status

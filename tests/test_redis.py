@@ -16,12 +16,12 @@ from stack import RedisServer
 from stores import SERVER_NAME, TTL_MS, Observer, redis_store, result
 from twisted.internet.defer import Deferred, DeferredList
 
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.errors import SessionNotFound, StoreFull, StoreUnavailable
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
-from synapse_rendezvous.redis_link import RedisLink
-from synapse_rendezvous.redis_store import RedisSessionStore
+from synapse_rendezvous.redis.link import RedisLink
+from synapse_rendezvous.redis.store import RedisSessionStore
 from synapse_rendezvous.session import Held, Session, Write, new_random_id
-from synapse_rendezvous.throwaway import HOST
 
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
@@ -194,7 +194,7 @@ def test_trouble_is_bounded(store: RedisSessionStore, redis: RedisServer, caplog
     assert len(connection._factory.connectionQueue.peekers) < 10
 
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert ["synapse_rendezvous.redis_link"] == [record.name for record in warnings]
+    assert ["synapse_rendezvous.redis.link"] == [record.name for record in warnings]
     assert session.id not in warnings[0].getMessage()
 
 

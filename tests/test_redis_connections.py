@@ -12,7 +12,7 @@ from conftest import assert_clean
 from stack import RedisServer
 from test_deployment import MODULES, ask, needs
 
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 PASSWORD = "a-long-secret"
 PATH = "/_synapse/client/rendezvous"

@@ -12,7 +12,7 @@ from tests.unittest import HomeserverTestCase
 from twisted.web.http import stringToDatetime
 
 from synapse_rendezvous import RendezvousModule
-from synapse_rendezvous.store import MemorySessionStore
+from synapse_rendezvous.memory_store import MemorySessionStore
 
 PATH = RendezvousTestCase.path
 

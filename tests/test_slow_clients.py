@@ -28,8 +28,8 @@ from stack import UNLIMITED
 from test_deployment import ask, needs, start, start_nginx
 from test_floods import PATH, Connection, Honest, port_of, serve
 
-from synapse_rendezvous.snippet import render
-from synapse_rendezvous.throwaway import HOST, ThrowawayHomeserver
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
+from synapse_rendezvous.snippets.command import render
 
 CLIENTS = int(os.environ.get("SLOW_CLIENTS", "100"))
 SLOW_S = int(os.environ.get("SLOW_S", "2"))

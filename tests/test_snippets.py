@@ -25,8 +25,9 @@ from test_client_address import assert_told_apart
 
 from synapse_rendezvous.__main__ import main
 from synapse_rendezvous.config import RendezvousConfig
-from synapse_rendezvous.snippet import DEFAULT_PATHS, PRODUCTS, render
-from synapse_rendezvous.throwaway import HOST, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, free_port
+from synapse_rendezvous.paths import PREFIXES
+from synapse_rendezvous.snippets.command import PRODUCTS, render
 
 ROOT = pathlib.Path(__file__).parent.parent
 PATH = "/_synapse/client/rendezvous"
@@ -75,9 +76,7 @@ def test_default_paths() -> None:
     """By default they are those of the module."""
     dialects = RendezvousConfig().dialects
     mounted = [getattr(dialects, field.name).path for field in attr.fields(type(dialects))]
-    assert {path for path in mounted if not any(path.startswith(f"{other}/") for other in mounted)} == set(
-        DEFAULT_PATHS
-    )
+    assert {path for path in mounted if not any(path.startswith(f"{other}/") for other in mounted)} == set(PREFIXES)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def check(tmp_path: pathlib.Path, product: str, snippet: str) -> None:
     [
         {},
         {"paths": [PATH]},
-        {"paths": [*DEFAULT_PATHS, "/_matrix/a.b-c~d/rendezvous"], "host": "203.0.113.1", "upstream": "[::1]:8008"},
+        {"paths": [*PREFIXES, "/_matrix/a.b-c~d/rendezvous"], "host": "203.0.113.1", "upstream": "[::1]:8008"},
     ],
     ids=["defaults", "path", "paths"],
 )
@@ -194,7 +193,7 @@ def test_traefik(switched_on: bool) -> None:
         *("rule", "priority", "entryPoints", "tls", "service"),
         *(["middlewares"] if switched_on else []),
     }
-    paths = " || ".join(f"PathPrefix(`{path}`)" for path in DEFAULT_PATHS)
+    paths = " || ".join(f"PathPrefix(`{path}`)" for path in PREFIXES)
     assert router["rule"] == f"Host(`a.example.org`) && ({paths})"
     assert service == {"loadBalancer": {"passHostHeader": True, "servers": [{"url": "http://10.1.1.1:80"}]}}
     assert router["service"] in http_part["services"]
@@ -313,9 +312,9 @@ def test_pairing(proxy: ReverseProxy, kind: type[Device]) -> None:
 def test_msc4388(proxy: ReverseProxy) -> None:
     """The path of MSC4388 is served as well."""
     device = Device(proxy.url, next(_addresses))
-    status, headers, body = seen(device, "POST", DEFAULT_PATHS[1], {}, b'{"data": "hello"}')
+    status, headers, body = seen(device, "POST", PREFIXES[1], {}, b'{"data": "hello"}')
     assert (status, headers["access-control-allow-origin"]) == (200, ["*"])
-    session = f"{DEFAULT_PATHS[1]}/{json.loads(body)['id']}"
+    session = f"{PREFIXES[1]}/{json.loads(body)['id']}"
     assert json.loads(seen(device, "GET", session, {})[2])["data"] == "hello"
     allowed = seen(device, "OPTIONS", session, {})[1]["access-control-allow-headers"]
     assert "Authorization" in allowed[0]

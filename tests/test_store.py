@@ -19,12 +19,13 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from stack import RedisServer
 from stores import TTL_MS, MemoryStores, Observer, RedisStores, Time, quotas_of, result
 
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
+from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
 from synapse_rendezvous.session import Held, Session, Write, new_random_id
-from synapse_rendezvous.store import MemorySessionStore, SessionStore
+from synapse_rendezvous.store import SessionStore
 from synapse_rendezvous.table import Tally
-from synapse_rendezvous.throwaway import HOST
 
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"

@@ -9,8 +9,8 @@ from tests.server import FakeChannel
 from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
+from synapse_rendezvous.long_poll import Waiting
 from synapse_rendezvous.resource import RendezvousResource
-from synapse_rendezvous.waiting import Waiting
 
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
 

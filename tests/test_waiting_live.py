@@ -25,7 +25,7 @@ from stack import ENDLESS, UNLIMITED, Worker, WorkerStack
 from test_deployment import needs
 from test_workers import PATH, RECOVERY_S, Answer, Pair, Record, errors
 
-from synapse_rendezvous.throwaway import ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver, free_port
 
 WAITS = int(os.environ.get("WAITS", "500"))
 AT_A_TIME = 64

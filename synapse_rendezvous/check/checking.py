@@ -17,10 +17,10 @@ from synapse_rendezvous.check.exchange import end, poll, read, read_again, write
 from synapse_rendezvous.check.findings import Findings, Report, Stopped
 from synapse_rendezvous.check.preflight import look_at_headers, preflight
 from synapse_rendezvous.check.probe import MAX_REQUESTS, MAX_S, OutOfBounds, Probe
-from synapse_rendezvous.check.problems import DEFAULT_PATH
 from synapse_rendezvous.check.reach import find_base, reach, typed
 from synapse_rendezvous.check.route import one_process, route, same_session
 from synapse_rendezvous.check.visit import Visit
+from synapse_rendezvous.paths import MSC3886
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True, kw_only=True)
@@ -51,13 +51,13 @@ async def check(reactor: Any, order: Order) -> Report:
     findings = Findings()
     probe = Probe(reactor, family=order.family, source=order.source, origin=order.origin)
     base, path = typed(order.url)
-    visit = Visit(probe, findings, base + (path or DEFAULT_PATH))
+    visit = Visit(probe, findings, base + (path or MSC3886))
     untested = "what was found above makes it meaningless"
     try:
         if "://" not in order.url:
             base = await find_base(probe, findings, base)
         configured = _read(order.configs, base, findings) if order.configs else ""
-        visit.collection = base + (path or configured or DEFAULT_PATH)
+        visit.collection = base + (path or configured or MSC3886)
         await reach(probe, findings, base, is_homeserver=not path)
         await _visit(visit)
     except Stopped:

@@ -5,6 +5,8 @@ import importlib.util
 import os
 import sys
 
+from synapse_rendezvous.paths import MSC3886
+
 DEFAULT_ORIGIN = "https://app.element.io"
 COULD_NOT_TEST = 3
 
@@ -15,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "url",
         metavar="URL",
         help="the homeserver's URL for clients, or its server name (whose well-known file is followed), or the URL of"
-        " the collection, where that is not at /_synapse/client/rendezvous",
+        f" the collection, where that is not at {MSC3886}",
     )
     parser.add_argument(
         "-c",

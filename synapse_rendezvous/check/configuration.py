@@ -11,6 +11,7 @@ from synapse.config._base import ConfigError, find_config_files, read_config_fil
 
 from synapse_rendezvous.check.findings import Findings
 from synapse_rendezvous.config import RendezvousConfig
+from synapse_rendezvous.paths import ETAG_PREFIX
 
 _MODULE = "synapse_rendezvous.RendezvousModule"
 
@@ -74,8 +75,7 @@ def _look_at_listeners(config: Mapping[str, Any], findings: Findings) -> None:
 def _look_at_neighbours(config: Mapping[str, Any], parsed: RendezvousConfig, findings: Findings) -> None:
     """Look at what of Synapse's own configuration concerns the module."""
     paths = (parsed.dialects.msc3886, parsed.dialects.msc4108, parsed.dialects.msc4388)
-    builtin = "/_synapse/client/rendezvous/"
-    below = [dialect.path for dialect in paths if dialect.enabled and f"{dialect.path}/".startswith(builtin)]
+    below = [dialect.path for dialect in paths if dialect.enabled and f"{dialect.path}/".startswith(f"{ETAG_PREFIX}/")]
     if below and (config.get("experimental_features") or {}).get("msc4108_enabled"):
         findings.add("config.msc4108_enabled", f"both at {below[0]}")
     has_redis = (config.get("redis") or {}).get("enabled")

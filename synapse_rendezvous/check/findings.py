@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import attr
 
 from synapse_rendezvous.check.answer import Answer
-from synapse_rendezvous.check.problems import DEFAULT_PATH, SECTIONS, Level, problem
+from synapse_rendezvous.check.problems import SECTIONS, Level, problem
+from synapse_rendezvous.paths import MSC3886
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Findings:
 def _fixed(finding: Finding, product: str | None, path: str) -> Finding:
     """Return a finding with its fix."""
     known, product = problem(finding.id), finding.product or product
-    fix = known.by_product.get(product or "", known.fix).replace(DEFAULT_PATH, path)
+    fix = known.by_product.get(product or "", known.fix).replace(MSC3886, path)
     return attr.evolve(finding, fix=fix, product=product if product in known.by_product else None)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 
 import attr
 
-DEFAULT_PATH = "/_synapse/client/rendezvous"
-
 SECTIONS = {
     "configuration": "Configuration",
     "reach": "Reach",

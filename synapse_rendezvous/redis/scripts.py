@@ -8,7 +8,7 @@ Where Redis takes no writes (read-only; out of memory, unless they free some), i
 never a later one. So a script that it ends has changed nothing.
 """
 
-from synapse_rendezvous.redis_layout import CURRENT, HOLDS, KEYS, QUOTAS, READ, STORE, TELL
+from synapse_rendezvous.redis.layout import CURRENT, HOLDS, KEYS, QUOTAS, READ, STORE, TELL
 
 GET = (
     KEYS

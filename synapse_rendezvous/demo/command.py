@@ -17,13 +17,13 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from synapse_rendezvous import __version__
-from synapse_rendezvous.certificate import Certificate
-from synapse_rendezvous.page import Page
-from synapse_rendezvous.throwaway import HOST, DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.certificate import Certificate
+from synapse_rendezvous.demo.page import Page
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.paths import MSC3886
 
 DEFAULT_PORT = 8018
 DEFAULT_PAGE_PORT = 8019
-COLLECTION = "/_synapse/client/rendezvous"
 
 
 class DemoError(Exception):
@@ -126,7 +126,7 @@ def _sample_modules(ttl: str | None) -> list[dict[str, Any]]:
 
     from synapse_rendezvous.config import RendezvousConfig
 
-    sample = pathlib.Path(__file__).parent / "sample_config.yaml"
+    sample = pathlib.Path(__file__).parent.parent / "sample_config.yaml"
     modules: list[dict[str, Any]] = yaml.safe_load(sample.read_text())["modules"]
     if ttl is not None:
         modules[0]["config"]["ttl"] = ttl
@@ -194,8 +194,8 @@ def _play(homeserver: ThrowawayHomeserver) -> None:
     new, known = (_Device(name, homeserver.connect(timeout_s=30)) for name in ("new", "signed-in"))
     print("\nTwo devices of one person meet.\n")
     print("1. The new device makes a session, and shows its address as a QR code.")
-    session = json.loads(new.send(200, "POST", COLLECTION, "hello, who is there?"))
-    path = f"{COLLECTION}/{session['id']}"
+    session = json.loads(new.send(200, "POST", MSC3886, "hello, who is there?"))
+    path = f"{MSC3886}/{session['id']}"
     first = new.tag
     print("2. The signed-in device scans it, and reads.")
     known.send(200, "GET", path)
@@ -214,7 +214,7 @@ def _play(homeserver: ThrowawayHomeserver) -> None:
 
 
 def _serve(homeserver: ThrowawayHomeserver, host: str, page_port: int) -> NoReturn:
-    collection = homeserver.url + COLLECTION
+    collection = homeserver.url + MSC3886
     with Page(collection_url=collection, host=host, port=page_port, certificate=homeserver.certificate) as page:
         _invite(homeserver, collection, page)
         homeserver.wait()

@@ -1,21 +1,16 @@
-"""What all dialects have in common: the answer to a request, and what the resource needs of a protocol.
+"""What the resource needs of a protocol.
 
 A dialect is pure: it reads a request into values and words every answer and error. Each has a room of its own.
 """
 
-import functools
-import json
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from synapse.api.errors import SynapseError
-from twisted.web.http import datetimeToString
 
 from synapse_rendezvous.preconditions import HeaderFields, Preconditions, Verdict
+from synapse_rendezvous.response import Response
 from synapse_rendezvous.session import Session, Write
-
-Fields = dict[bytes, list[bytes]]
-"""Header fields: the values of each name."""
 
 FETCH_METADATA = frozenset(
     (b"Sec-Fetch-Dest", b"Sec-Fetch-Mode", b"Sec-Fetch-Site", b"Sec-Fetch-User", b"Service-Worker")
@@ -24,11 +19,6 @@ FETCH_METADATA = frozenset(
 
 Query = Mapping[bytes, Sequence[bytes]]
 """The parameters behind the path, with their values."""
-
-
-Response = tuple[int, Fields, bytes | None]
-"""An answer: its status, its header fields but for those that all answers share, and its content; None for statuses
-that have none (204, 304)."""
 
 
 class Dialect(Protocol):
@@ -83,38 +73,3 @@ class Dialect(Protocol):
 
     def failed(self, error: SynapseError) -> Response:
         """Word an error."""
-
-
-# Many sessions share a second, and polls outnumber everything.
-_http_date = functools.lru_cache(maxsize=1024)(datetimeToString)
-
-
-def revision(session: Session) -> Fields:
-    """Return the fields that describe a revision; on every answer about it, 304 and 412 among them."""
-    return {
-        b"ETag": [b'"' + session.tag + b'"'],
-        # Dates have whole seconds. Rounding up keeps Expires in the future for as long as the session lives.
-        b"Expires": [_http_date(-(-session.expires_ms // 1000))],
-        b"Last-Modified": [_http_date(session.last_modified_ms // 1000)],
-    }
-
-
-encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
-"""Returns compact JSON; of a string alone it takes a tenth of the time."""
-
-
-def json_response(code: int, content: str | dict[str, Any], headers: Fields | None = None) -> Response:
-    """Return an answer whose body is compact JSON.
-
-    Args:
-        code: the status.
-        content: the object, or JSON that is ready.
-        headers: further fields; where these have a Content-Type, it is that.
-    """
-    body = content if isinstance(content, str) else encode_json(content)
-    return code, {b"Content-Type": [b"application/json"], **(headers or {})}, body.encode("utf-8")
-
-
-def error_headers(error: SynapseError) -> Fields:
-    """Return the fields that an error brings along."""
-    return {name.encode("ascii"): [value.encode("ascii")] for name, value in (error.headers or {}).items()}

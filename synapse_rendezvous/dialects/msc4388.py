@@ -6,9 +6,10 @@ from typing import IO, Any
 
 from synapse.api.errors import SynapseError
 
-from synapse_rendezvous.dialects import Query, Response, encode_json, error_headers, json_response
+from synapse_rendezvous.dialects.dialect import Query
 from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
 from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, HeaderFields, Preconditions, Verdict
+from synapse_rendezvous.response import Response, encode_json, error_headers, json_response
 from synapse_rendezvous.session import Session, Write
 
 

@@ -4,10 +4,10 @@ from typing import IO, Any
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 
-from synapse_rendezvous.dialects import Response
+from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect
 from synapse_rendezvous.errors import InvalidContentType, MissingHeader, PreconditionFailed
-from synapse_rendezvous.msc3886 import MSC3886Dialect
 from synapse_rendezvous.preconditions import HeaderFields, Preconditions
+from synapse_rendezvous.response import Response
 from synapse_rendezvous.session import Write
 
 

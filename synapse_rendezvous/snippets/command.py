@@ -6,12 +6,11 @@ import re
 import string
 from collections.abc import Sequence
 
+from synapse_rendezvous.paths import PREFIXES
+
 DEFAULT_HOST = "matrix.example.com"
 DEFAULT_UPSTREAM = "127.0.0.1:8008"
-DEFAULT_PATHS = ("/_synapse/client/rendezvous", "/_synapse/client/io.element.msc4388/rendezvous")
-"""Where the dialects are by default: MSC3886 with MSC4108 below it, and MSC4388."""
-
-_TEMPLATES = {path.stem: path for path in sorted((pathlib.Path(__file__).parent / "snippets").iterdir())}
+_TEMPLATES = {path.stem: path for path in sorted((pathlib.Path(__file__).parent / "templates").iterdir())}
 PRODUCTS = tuple(_TEMPLATES)
 """The reverse proxies that there is a configuration for."""
 
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         dest="paths",
         help="a path that belongs to the module, as under dialects in homeserver.yaml; may be given several times"
-        f" (default: {' and '.join(DEFAULT_PATHS)})",
+        f" (default: {' and '.join(PREFIXES)})",
     )
 
 
@@ -55,7 +54,7 @@ def run(*, product: str, host: str, upstream: str, paths: Sequence[str] | None) 
     Returns:
         The exit status, 0.
     """
-    unique = tuple(dict.fromkeys(paths or DEFAULT_PATHS))
+    unique = tuple(dict.fromkeys(paths or PREFIXES))
     print(render(product, host=host, upstream=upstream, paths=unique), end="")
     return 0
 
@@ -65,7 +64,7 @@ def render(
     *,
     host: str = DEFAULT_HOST,
     upstream: str = DEFAULT_UPSTREAM,
-    paths: Sequence[str] = DEFAULT_PATHS,
+    paths: Sequence[str] = PREFIXES,
 ) -> str:
     """Return the configuration for a reverse proxy; arguments as for `run`.
 
@@ -108,7 +107,7 @@ def _upstream(value: str) -> str:
 def _path(value: str) -> str:
     if not _PATH.fullmatch(value):
         raise argparse.ArgumentTypeError(
-            f"{value!r} must be a path such as {DEFAULT_PATHS[0]}: a slash first, none at the end, and between them"
+            f"{value!r} must be a path such as {PREFIXES[0]}: a slash first, none at the end, and between them"
             " letters, digits, '.', '_', '~' and '-'"
         )
     return value

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Callable
 
-from synapse_rendezvous import redis_scripts
 from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
 from synapse_rendezvous.preconditions import EntityTags, Preconditions
-from synapse_rendezvous.redis_layout import ABSENT, ANY, HELD, NO_TAG, RECORD, VALUE
-from synapse_rendezvous.redis_link import RedisLink
+from synapse_rendezvous.redis import scripts as redis_scripts
+from synapse_rendezvous.redis.layout import ABSENT, ANY, HELD, NO_TAG, RECORD, VALUE
+from synapse_rendezvous.redis.link import RedisLink
 from synapse_rendezvous.session import Ended, Held, Session, Write, new_tag
 from synapse_rendezvous.store import Quotas, SessionObserver
 

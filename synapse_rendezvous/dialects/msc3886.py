@@ -6,9 +6,10 @@ from synapse.api.errors import SynapseError
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.clients import written
-from synapse_rendezvous.dialects import Query, Response, encode_json, error_headers, json_response, revision
+from synapse_rendezvous.dialects.dialect import Query
 from synapse_rendezvous.errors import InvalidContentType, PayloadTooLarge, PreconditionFailed, ReadRefused
 from synapse_rendezvous.preconditions import UNCONDITIONAL, HeaderFields, Preconditions, Verdict
+from synapse_rendezvous.response import Response, encode_json, error_headers, json_response, revision
 from synapse_rendezvous.session import Session, Write
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synapse_rendezvous.certificate import Certificate
+from synapse_rendezvous.demo.certificate import Certificate
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 120

@@ -12,10 +12,10 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from synapse_rendezvous.certificate import Certificate
-from synapse_rendezvous.throwaway import origin
+from synapse_rendezvous.demo.certificate import Certificate
+from synapse_rendezvous.demo.throwaway_homeserver import origin
 
-FOLDER = pathlib.Path(__file__).parent / "demo_page"
+FOLDER = pathlib.Path(__file__).parent / "static"
 TYPES = {".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".svg": "image/svg+xml"}
 LONGEST_LINK = 1000
 """How many characters a QR code may hold; phones have trouble with more."""

@@ -1,0 +1,1 @@
+"""Sessions in the Redis that Synapse uses. Imported only where a homeserver has Redis."""
