@@ -7,9 +7,9 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
 from twisted.internet.task import react
 
-from synapse_rendezvous.check.checking import Order, check
-from synapse_rendezvous.check.connection import Family
+from synapse_rendezvous.check.options import AddressFamily, CheckOptions
 from synapse_rendezvous.check.report import as_json
+from synapse_rendezvous.check.runner import run_check
 
 AT_ONCE = 8
 
@@ -19,8 +19,8 @@ def main(reactor: Any) -> "Deferred[None]":
     turns = DeferredSemaphore(AT_ONCE)
 
     def check_one(order: dict[str, Any]) -> "Deferred[Any]":
-        family = Family[order.pop("family", "ANY")]
-        return Deferred.fromCoroutine(check(reactor, Order(**order, family=family)))
+        family = AddressFamily[order.pop("family", "ANY")]
+        return Deferred.fromCoroutine(run_check(reactor, CheckOptions(**order, family=family)))
 
     def write(reports: list[Any]) -> None:
         print(f"[{','.join(map(as_json, reports))}]")

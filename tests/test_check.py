@@ -257,7 +257,7 @@ class Scene:
         if isinstance(url, Deaf):
             self._running.append(url)
             url = url.url
-        self.orders[name] = {"url": url, **options}
+        self.orders[name] = {"target": url, **options}
 
     def _run(self, program: Any) -> Any:
         program.start()

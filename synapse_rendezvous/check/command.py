@@ -5,9 +5,9 @@ import importlib.util
 import os
 import sys
 
+from synapse_rendezvous.check.options import DEFAULT_ORIGIN, AddressFamily, CheckOptions
 from synapse_rendezvous.paths import MSC3886
 
-DEFAULT_ORIGIN = "https://app.element.io"
 COULD_NOT_TEST = 3
 
 
@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--origin", metavar="URL", default=DEFAULT_ORIGIN, help="that of the web client (default: %(default)s)"
     )
     family = parser.add_mutually_exclusive_group()
-    family.add_argument("--ipv4", dest="family", action="store_const", const="IPV4", help="use no other addresses")
-    family.add_argument("--ipv6", dest="family", action="store_const", const="IPV6", help="use no other addresses")
+    only = "use no other addresses"
+    family.add_argument("--ipv4", dest="family", action="store_const", const=AddressFamily.IPV4, help=only)
+    family.add_argument("--ipv6", dest="family", action="store_const", const=AddressFamily.IPV6, help=only)
+    parser.set_defaults(family=AddressFamily.ANY)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,23 +53,20 @@ def run(options: argparse.Namespace) -> int:
         )
     from twisted.internet import defer, task
 
-    from synapse_rendezvous.check.checking import Order, check
-    from synapse_rendezvous.check.connection import Family
     from synapse_rendezvous.check.findings import Report
-    from synapse_rendezvous.check.reach import InvalidURL, typed
+    from synapse_rendezvous.check.reach import InvalidURL, parse_target
     from synapse_rendezvous.check.report import anonymized, as_json, as_text
+    from synapse_rendezvous.check.runner import run_check
 
     try:
-        typed(options.url)
+        parse_target(options.url)
     except InvalidURL as error:
         return _refuse(str(error))
-    order = Order(
-        url=options.url, origin=options.origin, family=Family[options.family or "ANY"], configs=options.configs
-    )
+    wanted = CheckOptions(target=options.url, origin=options.origin, family=options.family, configs=options.configs)
     reports: list[Report] = []
 
     def main(reactor: object) -> "defer.Deferred[None]":
-        return defer.Deferred.fromCoroutine(check(reactor, order)).addCallback(reports.append)
+        return defer.Deferred.fromCoroutine(run_check(reactor, wanted)).addCallback(reports.append)
 
     try:
         task.react(main, ())

@@ -1,6 +1,5 @@
 """How connections are made: over which addresses, from where, and what they show of the other end."""
 
-import enum
 import socket
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,15 +17,9 @@ from twisted.web.client import URI
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer  # type: ignore[import-untyped]
 
+from synapse_rendezvous.check.options import AddressFamily
+
 CONNECT_TIMEOUT_S = 5.0
-
-
-class Family(enum.Enum):
-    """Which addresses are used."""
-
-    ANY = socket.AF_UNSPEC
-    IPV4 = socket.AF_INET
-    IPV6 = socket.AF_INET6
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -42,7 +35,7 @@ class Ends:
     peer: str
 
 
-async def addresses(host: str, port: int, family: Family) -> list[str]:
+async def addresses(host: str, port: int, family: AddressFamily) -> list[str]:
     """Look up the addresses of a host.
 
     Raises:
@@ -65,7 +58,7 @@ class Endpoints:
         ends: of the connection made last; None if there was none.
     """
 
-    def __init__(self, reactor: Any, family: Family, source: str | None) -> None:
+    def __init__(self, reactor: Any, family: AddressFamily, source: str | None) -> None:
         self.ends: Ends | None = None
         self.family = family
         self._reactor = reactor
@@ -83,12 +76,12 @@ class Endpoints:
 
     async def resolved(self, host: str, port: int) -> Any:
         """Return the endpoint for a host, on an address of the family that is wanted."""
-        if self.family is Family.ANY:
+        if self.family is AddressFamily.ANY:
             return HostnameEndpoint(
                 self._reactor, host.encode("ascii"), port, timeout=CONNECT_TIMEOUT_S, bindAddress=self._bind
             )
         (address, *_) = await addresses(host, port, self.family)
-        kind = TCP4ClientEndpoint if self.family is Family.IPV4 else TCP6ClientEndpoint
+        kind = TCP4ClientEndpoint if self.family is AddressFamily.IPV4 else TCP6ClientEndpoint
         return kind(self._reactor, address, port, timeout=CONNECT_TIMEOUT_S, bindAddress=self._bind)
 
 

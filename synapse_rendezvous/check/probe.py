@@ -15,7 +15,8 @@ from twisted.web.iweb import UNKNOWN_LENGTH
 
 from synapse_rendezvous import __version__
 from synapse_rendezvous.check.answer import Answer
-from synapse_rendezvous.check.connection import Endpoints, Family, send_raw
+from synapse_rendezvous.check.connection import Endpoints, send_raw
+from synapse_rendezvous.check.options import AddressFamily
 from synapse_rendezvous.check.products import product_of
 
 MAX_REQUESTS = 60
@@ -61,7 +62,7 @@ class Probe:
         reactor: the one that runs.
     """
 
-    def __init__(self, reactor: Any, *, family: Family, source: str | None, origin: str) -> None:
+    def __init__(self, reactor: Any, *, family: AddressFamily, source: str | None, origin: str) -> None:
         self.requests = 0
         self.origin = origin
         self.endpoints = Endpoints(reactor, family, source)

@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.protocol import Factory, Protocol
 
-from synapse_rendezvous.check.connection import Endpoints, Family, addresses, certificate
+from synapse_rendezvous.check.connection import Endpoints, addresses, certificate
 from synapse_rendezvous.check.findings import Findings
+from synapse_rendezvous.check.options import AddressFamily
 from synapse_rendezvous.check.probe import Probe, Unanswered
 
 _EXPIRES_SOON_DAYS = 14
@@ -25,7 +26,7 @@ def is_local(address: str) -> bool:
     return not ipaddress.ip_address(address.partition("%")[0]).is_global
 
 
-def typed(url: str) -> tuple[str, str]:
+def parse_target(url: str) -> tuple[str, str]:
     """Read what the operator typed.
 
     Returns:
@@ -64,7 +65,7 @@ async def find_base(probe: Probe, findings: Findings, name_url: str) -> str:
     try:
         if answer.code != 200 or not isinstance(base, str) or "://" not in base:
             raise InvalidURL
-        root, path = typed(base)
+        root, path = parse_target(base)
     except InvalidURL:
         raise findings.stop("reach.well_known", answer, answer=answer) from None
     if answer.all("Access-Control-Allow-Origin") not in (["*"], [probe.origin]):
@@ -138,8 +139,8 @@ async def _try_other_families(probe: Probe, findings: Findings, base: str, found
     others = [one for one in found if ends is not None and (":" in one) != (":" in ends.peer)]
     if not others or any(is_local(one) for one in found):
         return
-    family = Family.IPV6 if ":" in others[0] else Family.IPV4
-    name = "IPv6" if family is Family.IPV6 else "IPv4"
+    family = AddressFamily.IPV6 if ":" in others[0] else AddressFamily.IPV4
+    name = "IPv6" if family is AddressFamily.IPV6 else "IPv4"
     try:
         await probe.within(3, _connect(probe, base, family))
     except Unanswered as unanswered:
@@ -151,7 +152,7 @@ async def _try_other_families(probe: Probe, findings: Findings, base: str, found
         findings.ok("reach", f"{name} answers as well (to test it all: --{name.lower()})")
 
 
-async def _connect(probe: Probe, base: str, family: Family) -> None:
+async def _connect(probe: Probe, base: str, family: AddressFamily) -> None:
     endpoint = Endpoints(probe.reactor, family, None).at(base)
     protocol = await endpoint.connect(Factory.forProtocol(Protocol))
     protocol.transport.abortConnection()

@@ -5,58 +5,37 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-import attr
 from twisted.internet.defer import Deferred
 
 from synapse_rendezvous.check.address import address
 from synapse_rendezvous.check.bounds import Held, hold, look_at_wait, sizes
-from synapse_rendezvous.check.command import DEFAULT_ORIGIN
-from synapse_rendezvous.check.connection import Family
 from synapse_rendezvous.check.creation import create
 from synapse_rendezvous.check.exchange import end, poll, read, read_again, write
 from synapse_rendezvous.check.findings import Findings, Report, Stopped
+from synapse_rendezvous.check.options import CheckOptions
 from synapse_rendezvous.check.preflight import look_at_headers, preflight
 from synapse_rendezvous.check.probe import MAX_REQUESTS, MAX_S, OutOfBounds, Probe
-from synapse_rendezvous.check.reach import find_base, reach, typed
+from synapse_rendezvous.check.reach import find_base, parse_target, reach
 from synapse_rendezvous.check.route import one_process, route, same_session
 from synapse_rendezvous.check.visit import Visit
 from synapse_rendezvous.paths import MSC3886
 
 
-@attr.s(auto_attribs=True, frozen=True, slots=True, kw_only=True)
-class Order:
-    """What is to be checked.
-
-    Attributes:
-        url: of the homeserver or of the collection, or a server name.
-        origin: the origin that a web client would have.
-        family: which addresses are used.
-        source: the address to send from; by default whichever suits.
-        configs: homeserver.yaml and what is beside it.
-    """
-
-    url: str
-    origin: str = DEFAULT_ORIGIN
-    family: Family = Family.ANY
-    source: str | None = None
-    configs: Sequence[str] = ()
-
-
-async def check(reactor: Any, order: Order) -> Report:
+async def run_check(reactor: Any, options: CheckOptions) -> Report:
     """Check a server; it takes 20 seconds at most.
 
     Raises:
         InvalidURL: the URL is none.
     """
     findings = Findings()
-    probe = Probe(reactor, family=order.family, source=order.source, origin=order.origin)
-    base, path = typed(order.url)
+    probe = Probe(reactor, family=options.family, source=options.source, origin=options.origin)
+    base, path = parse_target(options.target)
     visit = Visit(probe, findings, base + (path or MSC3886))
     untested = "what was found above makes it meaningless"
     try:
-        if "://" not in order.url:
+        if "://" not in options.target:
             base = await find_base(probe, findings, base)
-        configured = _read(order.configs, base, findings) if order.configs else ""
+        configured = _read(options.configs, base, findings) if options.configs else ""
         visit.collection = base + (path or configured or MSC3886)
         await reach(probe, findings, base, is_homeserver=not path)
         await _visit(visit)
