@@ -10,7 +10,7 @@ run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a 
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
 
 test: .venv/dev ## Run all tests. Options for pytest: make test ARGS="-k preconditions"
-	$(BIN)/python tests/fetch_synapse_tests.py
+	$(BIN)/python tests/tools/fetch_synapse_tests.py
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/dev ## Check style and types.
@@ -23,7 +23,7 @@ format: .venv/dev ## Format the code.
 	$(BIN)/ruff format .
 
 screenshots: .venv/dev ## Take the pictures of the demonstration's page that the documents show; needs chromium and chromedriver.
-	$(BIN)/python tests/take_screenshots.py
+	$(BIN)/python tests/tools/take_screenshots.py
 
 bench: .venv/dev ## Compare with the nearest servers; needs wrk and redis-server. Options: make bench ARGS="--json FILE"
 	$(BIN)/python benchmarks/compare.py $(ARGS)
@@ -38,7 +38,7 @@ performance: .venv/dev ## Write the tables and plots of docs/performance.md.
 	$(BIN)/python benchmarks/report.py $(ARGS)
 
 package: .venv/dev ## Build wheel and sdist, install each into an empty environment, and start from it.
-	$(BIN)/python tests/check_package.py
+	$(BIN)/python tests/tools/check_package.py
 
 test-oldest: .venv/dev ## Run the tests with the oldest Synapse supported.
 	$(BIN)/tox run -e oldest

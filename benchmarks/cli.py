@@ -24,7 +24,7 @@ import synapse_rendezvous
 from synapse_rendezvous.demo.throwaway_homeserver import DidNotStart
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))  # for stack.py
+sys.path.insert(0, str(HERE.parent / "tests"))  # for what they share
 
 
 class Result(NamedTuple):

@@ -22,7 +22,8 @@ from dialects import PAYLOAD, Session
 from handshake import Handshakes, play
 from load import CONNECTIONS, TURN_S, Load, Probe, Work, percentile, resident_bytes
 from servers import AVAILABLE, SERVERS, Running, compared, rust_version
-from stack import RedisServer
+
+from support.servers import RedisServer
 
 BARE = "bare"
 

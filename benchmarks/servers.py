@@ -13,9 +13,9 @@ from typing import Any
 from cli import HERE, find, progress
 from connection import BenchmarkError, Connection
 from dialects import PAYLOAD, BareDialect, Dialect, ETagDialect, JSONDialect, Session, checked
-from stack import RedisServer
 from synapse import synapse_rust
 
+from support.servers import RedisServer
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 PATH = "/_synapse/client/rendezvous"

@@ -26,8 +26,8 @@ from connection import BenchmarkError
 from dialects import PAYLOAD, Session
 from load import cpu_seconds, percentile, resident_bytes
 from servers import homeserver, rendezvous, running
-from stack import WorkerStack
 
+from support.servers import WorkerStack
 from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 
 PATH = "/_synapse/client/rendezvous"

@@ -1,0 +1,361 @@
+"""The client in examples/rendezvous.py against real homeservers, used as whoever copies it would use it."""
+
+import contextlib
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import rendezvous
+import yaml
+from conftest import assert_clean
+from rendezvous import Conflict, Ended, Refused, Rendezvous, Unreachable, reactor
+from test_deployment import MSC4108, ask, needs
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.task import deferLater
+from twisted.protocols.portforward import ProxyClient, ProxyClientFactory, ProxyFactory, ProxyServer
+from twisted.trial.unittest import TestCase
+from twisted.web.client import HTTPConnectionPool
+
+from support.recipes import DOCS, recipe
+from support.servers import ENDLESS, UNLIMITED, RedisServer
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+
+PATH = "/_synapse/client/rendezvous"
+RATE = {"per_second": 0.5, "burst_count": 2}
+
+
+@contextlib.contextmanager
+def serving(
+    directory: pathlib.Path, config: Mapping[str, Any], settings: Mapping[str, Any] | None = None, port: int = 0
+) -> Iterator[ThrowawayHomeserver]:
+    """Serve with these options of the module while a `with` statement lasts."""
+    homeserver = ThrowawayHomeserver(
+        directory,
+        port=port or free_port(),
+        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
+        settings=settings,
+    )
+    with homeserver:
+        yield homeserver
+    assert_clean(homeserver)
+
+
+@pytest.fixture(scope="module")
+def with_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A homeserver that keeps sessions in Redis, its limits out of the way."""
+    directory = tmp_path_factory.mktemp("redis")
+    redis = RedisServer(directory)
+    settings = {"redis": {"enabled": True, "host": HOST, "port": redis.port}}
+    try:
+        redis.start()
+        with serving(directory, {"store": "redis", "per_client": UNLIMITED, **ENDLESS}, settings) as homeserver:
+            yield homeserver
+    finally:
+        redis.stop()
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A homeserver where sessions live for five seconds and nobody waits."""
+    with serving(tmp_path_factory.mktemp("short"), {"ttl": "5s", "long_poll": {"max_wait": 0}}) as homeserver:
+        yield homeserver
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A homeserver that holds one session, which may be read every two seconds."""
+    config = {"max_sessions": 1, "max_bytes": 100, "per_session": {"read": RATE}}
+    with serving(tmp_path_factory.mktemp("strict"), config) as homeserver:
+        yield homeserver
+
+
+class Proxy(ProxyFactory):
+    """Forwards connections to a homeserver.
+
+    Attributes:
+        requests: the first line of each request so far.
+        losing: how many answers to a PUT are still to be lost, together with their connection.
+    """
+
+    def __init__(self, homeserver: ThrowawayHomeserver) -> None:
+        super().__init__(HOST, int(homeserver.url.rpartition(":")[2]))
+        self.requests: list[str] = []
+        self.losing = 0
+        self.protocol = _Requests
+
+
+class _Answers(ProxyClient):
+    peer: Any
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.peer.is_losing:
+            self.peer.transport.abortConnection()
+        else:
+            super().dataReceived(data)
+
+
+class _AnswersFactory(ProxyClientFactory):
+    protocol = _Answers
+
+
+class _Requests(ProxyServer):
+    clientProtocolFactory = _AnswersFactory
+    factory: Any
+    is_losing = False
+
+    def dataReceived(self, data: bytes) -> None:
+        if line := re.match(rb"[A-Z]+ [^\r]*", data):
+            self.factory.requests.append(line[0].decode())
+        if data.startswith(b"PUT ") and self.factory.losing:
+            self.factory.losing -= 1
+            self.is_losing = True
+        super().dataReceived(data)
+
+
+class ClientTestCase(TestCase):
+    """Two devices at one homeserver."""
+
+    timeout = 60
+    homeserver: ThrowawayHomeserver
+
+    def setUp(self) -> None:
+        self.pool = HTTPConnectionPool(reactor)
+        self.addCleanup(self.pool.closeCachedConnections)
+
+    async def pair(self, path: str = PATH) -> tuple[Rendezvous, Rendezvous]:
+        """Return both sides of a session, of which each has read what there is."""
+        here = await Rendezvous.create(self.homeserver.url + path, b"hello", self.pool)
+        there = await Rendezvous.join(here.url, self.pool)
+        self.assertEqual(b"hello", await there.receive())
+        return here, there
+
+    def receiving(self, device: Rendezvous) -> "Deferred[bytes]":
+        """Let a device begin to receive."""
+        return ensureDeferred(device.receive())
+
+    async def assert_raises(self, error: type[Exception], awaited: Any) -> Any:
+        return await self.assertFailure(ensureDeferred(awaited), error)
+
+    async def through_proxy(self, device: Rendezvous) -> tuple[Rendezvous, Proxy]:
+        """Join the session of a device through a proxy of our own."""
+        proxy = Proxy(self.homeserver)
+        port = reactor.listenTCP(0, proxy, interface=HOST)
+        self.addCleanup(port.stopListening)
+        url = device.url.replace(self.homeserver.url, f"http://{HOST}:{port.getHost().port}")
+        return await Rendezvous.join(url, self.pool), proxy
+
+
+class PairingTestCase(ClientTestCase):
+    """With sessions in memory."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, homeserver: ThrowawayHomeserver) -> None:
+        self.homeserver = homeserver
+
+    async def exchange(self, path: str) -> None:
+        here, there = await self.pair(path)
+        self.assertEqual(here.expires, there.expires)
+        for number in range(5):
+            for sender, receiver in ((there, here), (here, there)):
+                waiting = self.receiving(receiver)
+                await sender.send(b"the same" if number else b"")
+                self.assertEqual(b"the same" if number else b"", await waiting)
+        waiting = self.receiving(there)
+        await here.cancel()
+        with self.assertRaises(Ended):
+            await waiting
+        await there.cancel()  # does no harm
+        await self.assert_raises(Ended, there.send(b"too late"))
+
+    async def test_msc3886(self) -> None:
+        """Messages go both ways at once when they are sent, also the same ones, until one side ends it."""
+        await self.exchange(PATH)
+
+    async def test_msc4108(self) -> None:
+        """So they do with MSC4108."""
+        await self.exchange(f"{PATH}/msc4108")
+
+    async def test_conflict(self) -> None:
+        """Of two that write at once one is told, receives, and writes again."""
+        here, there = await self.pair()
+        await there.send(b"first")
+        await self.assert_raises(Conflict, here.send(b"second"))
+        self.assertEqual(b"first", await here.receive())
+        await here.send(b"second")
+        self.assertEqual(b"second", await there.receive())
+
+    async def test_receive_while_sending(self) -> None:
+        """A device that waits does not take its own messages for the other's."""
+        here, there = await self.pair()
+        waiting = self.receiving(here)
+        for number in range(20):
+            await here.send(b"%d" % number)
+        self.assertEqual(b"19", await there.receive())
+        await there.send(b"answer")
+        self.assertEqual(b"answer", await waiting)
+
+    async def test_giving_up(self) -> None:
+        """Who cancels `receive` gives up at once, and can receive later."""
+        here, there = await self.pair()
+        for give_up_after_s in (0, 0.05):
+            waiting = self.receiving(here)
+            await deferLater(reactor, give_up_after_s)
+            waiting.cancel()
+            with self.assertRaises(CancelledError):
+                await waiting
+        await there.send(b"answer")
+        self.assertEqual(b"answer", await here.receive())
+
+    async def test_lost_answers(self) -> None:
+        """Where the answers to a message are lost it is sent again, and arrives once."""
+        here, _ = await self.pair()
+        there, proxy = await self.through_proxy(here)
+        await there.receive()
+        self.patch(rendezvous, "PAUSES_S", (0.05, 0.05))
+        proxy.losing = 2
+        await there.send(b"answer")
+        self.assertEqual(3, sum(line.startswith("PUT ") for line in proxy.requests))
+        self.assertEqual(b"answer", await here.receive())
+        await here.send(b"thanks")  # the revision is the one that its sender was told
+        self.assertEqual(b"thanks", await there.receive())
+
+    async def test_no_answer(self) -> None:
+        """Where no answer comes after all, that is said; the device can go on when the server is back."""
+        here, _ = await self.pair()
+        there, proxy = await self.through_proxy(here)
+        await there.receive()
+        self.patch(rendezvous, "PAUSES_S", (0.05,))
+        proxy.losing = 2
+        await self.assert_raises(Unreachable, there.send(b"answer"))
+        await there.send(b"answer")
+        self.assertEqual(b"answer", await here.receive())
+        await self.assert_raises(Unreachable, Rendezvous.create(f"http://{HOST}:{free_port()}{PATH}", b"", self.pool))
+
+    async def test_not_there(self) -> None:
+        """An address that is none of a rendezvous server is refused; a session that is over has ended."""
+        refused = await self.assert_raises(Refused, Rendezvous.create(f"{self.homeserver.url}/nowhere", b"", self.pool))
+        self.assertEqual(404, refused.status)
+        here, there = await self.pair()
+        await here.cancel()
+        await self.assert_raises(Ended, (await Rendezvous.join(there.url, self.pool)).receive())
+
+
+@needs("redis-server", "redis-server")
+class RedisPairingTestCase(PairingTestCase):
+    """With sessions in Redis."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, with_redis: ThrowawayHomeserver) -> None:
+        self.homeserver = with_redis
+
+
+class ShortTestCase(ClientTestCase):
+    """Where sessions are short, and nobody waits."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, short: ThrowawayHomeserver) -> None:
+        self.homeserver = short
+
+    async def test_expiry(self) -> None:
+        """When its time is over, the session has ended, for whoever waits and for whoever writes."""
+        here, there = await self.pair()
+        with self.assertRaises(Ended):
+            await self.receiving(here)
+        await self.assert_raises(Ended, there.send(b"too late"))
+
+    async def test_polling(self) -> None:
+        """A device asks once a second, and has the message."""
+        here, there = await self.pair()
+        through, proxy = await self.through_proxy(here)
+        await through.receive()
+        known, started_s = len(proxy.requests), reactor.seconds()
+        waiting = self.receiving(through)
+        await deferLater(reactor, 0.3)
+        await there.send(b"answer")
+        self.assertEqual(b"answer", await waiting)
+        polls = proxy.requests[known:]
+        self.assertLessEqual(len(polls), reactor.seconds() - started_s + 1)
+        self.assertNotIn("timeout", "".join(polls))
+
+
+class RefusalTestCase(ClientTestCase):
+    """Where next to nothing is allowed."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, strict: ThrowawayHomeserver) -> None:
+        self.homeserver = strict
+
+    async def test_refusals(self) -> None:
+        """A full server and a message that is too long are told; who reads too often has the message a little later."""
+        here, there = await self.pair()
+        full = await self.assert_raises(Refused, self.pair())
+        self.assertEqual((429, 30), (full.status, full.retry_after))
+        long = await self.assert_raises(Refused, here.send(b"x" * 101))
+        self.assertEqual((413, 0), (long.status, long.retry_after))
+        for number in range(2):
+            await there.send(b"%d" % number)
+            self.assertEqual(b"%d" % number, await here.receive())
+        self.assertIn(f' 429 "GET {here.url.removeprefix(self.homeserver.url)}', self.homeserver.log.read_text())
+        await here.cancel()
+
+
+class DelegationTestCase(ClientTestCase):
+    """Where clients are sent on from Synapse's own path."""
+
+    @pytest.fixture(autouse=True)
+    def _delegating(self, tmp_path: pathlib.Path) -> Iterator[None]:
+        port = free_port()
+        text = recipe("yaml", "msc4108_delegation_endpoint")
+        settings = yaml.safe_load(text.replace("https://matrix.example.com", f"http://{HOST}:{port}"))
+        settings["matrix_authentication_service"] = {"enabled": True, "endpoint": f"http://{HOST}:9/", "secret": "dead"}
+        with serving(tmp_path, {}, settings, port) as self.homeserver:
+            yield
+
+    async def test_delegation(self) -> None:
+        """A session is created there, and then known by its own address."""
+        here, there = await self.pair(MSC4108)
+        self.assertTrue(here.url.startswith(f"{self.homeserver.url}{PATH}/msc4108/"))
+        await there.send(b"answer")
+        self.assertEqual(b"answer", await here.receive())
+
+
+def test_exchanges(homeserver: ThrowawayHomeserver) -> None:
+    """What docs/clients.md shows of HTTP is what is sent and answered, one after the other."""
+    page = (DOCS / "clients.md").read_text().partition("# Leading clients here")[0]
+    blocks = re.findall(r"\n\n((?:    .*\n|\n(?=    ))+)", page)
+    real: dict[str, str] = {}
+    for block in map(textwrap.dedent, blocks):
+        for shown, value in real.items():
+            block = block.replace(shown, value)
+        request, _, answers = re.split(r"^(?=(\d{3})\b)", block, maxsplit=1, flags=re.MULTILINE)
+        head, _, content = request.partition("\n\n")
+        line, *lines = head.splitlines()
+        method, path = line.split()
+        fields = dict(line.split(": ") for line in lines)
+        # `ask` leaves the query out, so nobody waits.
+        status, headers, body = ask(homeserver.url + path, method, content.strip().encode(), **fields)
+        assert str(status) in re.findall(r"^\d{3}", answers, re.MULTILINE), block
+        for name in re.findall(r"^(?:\d+)? +([A-Z][\w-]+): ", answers, re.MULTILINE):
+            assert name in headers, block
+        if tag := re.search(r'ETag: "(\w+)"', answers):
+            real[tag[1]] = headers["ETag"].strip('"')
+        for key in re.findall(r'"(\w+)":', answers):
+            assert key in json.loads(body), block
+        if url := re.search(r'"url":"https://\S+/([\w-]+)"', answers):
+            real[url[1]] = json.loads(body)["url"].rpartition("/")[2]
+    assert 5 == len(blocks)
+
+
+def test_program(homeserver: ThrowawayHomeserver) -> None:
+    """Run as a program, it lets two devices meet."""
+    command = [sys.executable, str(rendezvous.__file__), homeserver.url + PATH]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert ["The signed-in device reads: hello, who is there?", "The new device reads: it is me"] == lines[1:3]
+    assert ["The signed-in device is told: The session is over."] == lines[3:]

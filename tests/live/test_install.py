@@ -1,0 +1,255 @@
+"""What docs/install.md says, as far as it can be done without systemd, containers and NixOS.
+
+What takes an environment of its own, to install the package in, is in `check_package.py`.
+"""
+
+import base64
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from conftest import assert_clean
+from synapse.config.homeserver import HomeServerConfig
+from synapse.config.logger import DEFAULT_LOG_CONFIG
+from test_deployment import MSC4108, ask, exchange_msc4388, needs
+
+from support.recipes import DOCS, blocks, recipe
+from support.servers import Server
+from synapse_rendezvous import RendezvousModule, __version__
+from synapse_rendezvous.config import RendezvousConfig
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver, free_port
+
+PAGE = (DOCS / "install.md").read_text()
+LINES = blocks("yaml", "install.md")[0]
+CHART = yaml.safe_load(recipe("yaml", "additional:", "install.md"))["synapse"]
+CHART_MODULES = yaml.safe_load(CHART["additional"]["rendezvous.yaml"]["config"])["modules"]
+PLAYBOOK = yaml.safe_load(recipe("yaml", "matrix_synapse_modules", "install.md"))
+SIGNING_KEY = "ed25519 a_key " + base64.b64encode(bytes(32)).decode("ascii").rstrip("=")
+WITH_AUTHENTICATION_SERVICE: dict[str, Any] = {
+    "matrix_authentication_service": {"enabled": True, "endpoint": f"http://{HOST}:9/", "secret": "dead"},
+    "experimental_features": {"msc4108_enabled": True},
+}
+
+
+def loaded(settings: dict[str, Any]) -> list[Any]:
+    """Return what Synapse makes of the modules of a homeserver.yaml."""
+    config = HomeServerConfig()
+    minimal = {"server_name": "rendezvous.localhost", "report_stats": False, "macaroon_secret_key": "secret"}
+    config.parse_config_dict({**minimal, "signing_key": SIGNING_KEY, **settings}, "", "")
+    assert all(module is RendezvousModule for module, _ in config.modules.loaded_modules)
+    return [options for _, options in config.modules.loaded_modules]
+
+
+def test_versions() -> None:
+    """Whatever names a version names this one."""
+    for before, after in (("synapse-rendezvous==", "\n"), ("synapse_rendezvous-", "-py3"), ('version = "', '"')):
+        for text in PAGE.split(before)[1:]:
+            assert text.startswith(__version__), f"{before}{text.split(after)[0]}"
+    assert f'{{"name":"synapse_rendezvous","version":"{__version__}", …' in PAGE
+
+
+def test_lines() -> None:
+    """The lines for homeserver.yaml, and those for the playbook, are the default configuration."""
+    assert [RendezvousConfig()] == loaded(yaml.safe_load(LINES))
+    assert [RendezvousConfig()] == loaded({"modules": PLAYBOOK["matrix_synapse_modules"]})
+    assert PLAYBOOK["matrix_synapse_container_image_customizations_enabled"]
+    run = PLAYBOOK["matrix_synapse_container_image_customizations_dockerfile_body_custom"]
+    assert run in recipe("dockerfile", "FROM", "install.md")
+
+
+def test_playbook_leads_clients_here() -> None:
+    """What the playbook's configuration is extended by makes Synapse send clients here, in place of its own server."""
+    extension = yaml.safe_load(recipe("yaml", "matrix_synapse_configuration_extension_yaml", "install.md"))
+    features = yaml.safe_load(extension["matrix_synapse_configuration_extension_yaml"])["experimental_features"]
+    merged = {**WITH_AUTHENTICATION_SERVICE["experimental_features"], **features}
+    assert {"msc4108_enabled": False} == {key: value for key, value in merged.items() if value is False}
+    assert [RendezvousConfig()] == loaded(
+        {**WITH_AUTHENTICATION_SERVICE, "experimental_features": merged, **yaml.safe_load(LINES)}
+    )
+
+
+class Debian:
+    """The folders of Debian's package, below a temporary one.
+
+    Args:
+        root: an empty folder.
+        port: where Synapse is to listen.
+    """
+
+    def __init__(self, root: pathlib.Path, port: int) -> None:
+        self.root = root
+        self.port = port
+        self.etc = root / "etc/matrix-synapse"
+        self.log = root / "var/log/matrix-synapse/homeserver.log"
+        for folder in (self.etc / "conf.d", self.log.parent, root / "var/lib/matrix-synapse"):
+            folder.mkdir(parents=True)
+        self.write("conf.d/server_name.yaml", {"server_name": "rendezvous.localhost"})
+        self.write("conf.d/report_stats.yaml", {"report_stats": False})
+        self.write("homeserver.signing.key", SIGNING_KEY + "\n")
+        self.write("log.yaml", DEFAULT_LOG_CONFIG.substitute(log_file=self.log))
+        self.write("homeserver.yaml", self._homeserver())
+
+    def write(self, name: str, settings: dict[str, Any] | str) -> None:
+        text = settings if isinstance(settings, str) else yaml.safe_dump(settings)
+        (self.etc / name).write_text(text)
+
+    def here(self, command: str) -> str:
+        """Return a command of the page so that it can be run here."""
+        for there, here in (
+            ("sudo -u matrix-synapse ", ""),
+            ("/opt/venvs/matrix-synapse/bin/python", sys.executable),
+            ("/etc/matrix-synapse", str(self.etc)),
+            ("/var/log/matrix-synapse", str(self.log.parent)),
+        ):
+            command = command.replace(there, here)
+        return command
+
+    def run(self, command: str) -> str:
+        """Run a command of the page, and return what it printed."""
+        done = subprocess.run(self.here(command), shell=True, capture_output=True, text=True, timeout=60, check=False)
+        assert (0, "") == (done.returncode, done.stderr), done
+        return done.stdout
+
+    def start(self) -> Server:
+        """Start Synapse as the package's unit does."""
+        configs = (f"--config-path={self.etc}/homeserver.yaml", f"--config-path={self.etc}/conf.d/")
+        command = (sys.executable, "-m", "synapse.app.homeserver", *configs)
+        server = Server(self.root, "synapse", self.port, *command)
+        server.start()
+        return server
+
+    def _homeserver(self) -> dict[str, Any]:
+        listener = {"port": self.port, "bind_addresses": [HOST], "type": "http", "resources": [{"names": ["client"]}]}
+        return {
+            "pid_file": f"{self.root}/synapse.pid",
+            "listeners": [listener],
+            "database": {"name": "sqlite3", "args": {"database": f"{self.root}/var/lib/matrix-synapse/homeserver.db"}},
+            "log_config": f"{self.etc}/log.yaml",
+            "media_store_path": f"{self.root}/var/lib/matrix-synapse/media",
+            "signing_key_path": f"{self.etc}/homeserver.signing.key",
+            "macaroon_secret_key": "secret",
+            "trusted_key_servers": [],
+        }
+
+
+@pytest.fixture
+def debian(tmp_path: pathlib.Path) -> Debian:
+    """The folders of Debian's package, without the module."""
+    return Debian(tmp_path, free_port())
+
+
+COMMANDS = recipe("sh", "systemctl restart matrix-synapse", "install.md").replace("\\\n", "").splitlines()
+READ, RESTART, LOG = COMMANDS
+FIND = recipe("sh", "grep -rn", "install.md")
+
+
+def test_debian_package(debian: Debian) -> None:
+    """With the lines in a file of conf.d, the configuration is read, Synapse starts, and its log and address say so."""
+    debian.write("conf.d/rendezvous.yaml", LINES)
+    assert "conf.d/rendezvous.yaml:1:modules:" in debian.run(FIND)
+    printed = debian.run(READ)
+    assert "modules.loaded_modules: [(<class 'synapse_rendezvous.module.RendezvousModule'>" in printed
+    assert RESTART == "sudo systemctl restart matrix-synapse"  # which we have not
+    server = debian.start()
+    try:
+        deadline = time.monotonic() + 30  # the log is written in blocks, by default
+        while " on main" not in debian.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (line,) = debian.run(LOG).splitlines()
+        (shown,) = re.findall(r"^(synapse_rendezvous .* on main: .*)…$", PAGE, re.MULTILINE)
+        assert shown in line
+        status, headers, body = ask(f"{server.url}/_synapse/client/rendezvous", "GET")
+        assert (200, "application/json") == (status, headers["Content-Type"])
+        assert f'{{"name":"synapse_rendezvous","version":"{__version__}",'.encode() in body
+    finally:
+        server.stop()
+    log = debian.log.read_text()
+    assert " - ERROR - " not in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(("other", "stays"), [("homeserver.yaml", "5m"), ("conf.d/zulip.yaml", "1m")])
+def test_later_modules_replace_earlier(debian: Debian, other: str, stays: str) -> None:
+    """Of two `modules` lists, the one in the file that is read later is all there is; the page's command shows both."""
+    debian.write("conf.d/rendezvous.yaml", LINES.replace("config: {}", "config: {ttl: 5m}"))
+    text = (debian.etc / other).read_text() if (debian.etc / other).exists() else ""
+    debian.write(other, text + LINES.replace("config: {}", "config: {ttl: 1m}"))
+    assert 2 == len(debian.run(FIND).splitlines())
+    printed = debian.run(READ)
+    assert 1 == printed.count("RendezvousConfig(")
+    assert f"ttl_ms={int(stays[0]) * 60_000}," in printed
+
+
+@pytest.fixture(scope="module")
+def chart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A homeserver with what the Helm chart sets and what the page adds to it."""
+    homeserver = ThrowawayHomeserver(
+        tmp_path_factory.mktemp("chart"),
+        port=free_port(),
+        modules=CHART_MODULES,
+        settings=WITH_AUTHENTICATION_SERVICE,
+    )
+    with homeserver:
+        yield homeserver
+    assert_clean(homeserver)
+
+
+def test_helm_chart(chart: ThrowawayHomeserver) -> None:
+    """Beside Synapse's own MSC4108, which the chart switches on, the module serves MSC4388."""
+    exchange_msc4388(f"{chart.url}/_synapse/client/io.element.msc4388/rendezvous")
+    code, headers, _ = ask(chart.url + MSC4108, "POST", b"hello", Content_Type="text/plain")
+    assert 201 == code
+    assert "synapse_rendezvous" not in str(headers)
+
+
+def test_helm_chart_with_all_dialects(tmp_path: pathlib.Path) -> None:
+    """With the other dialects on, Synapse does not start there, and says why."""
+    homeserver = ThrowawayHomeserver(
+        tmp_path, port=free_port(), settings=WITH_AUTHENTICATION_SERVICE, **yaml.safe_load(LINES)
+    )
+    with pytest.raises(DidNotStart, match=r"experimental_features\.msc4108_enabled"):
+        homeserver.start()
+
+
+@needs("nix-instantiate", "nix-bin")
+def test_nixos(tmp_path: pathlib.Path) -> None:
+    """The expression builds a package that needs what setup.cfg says, and makes it the module that Synapse loads."""
+    (tmp_path / "rendezvous.nix").write_text(recipe("nix", "plugins", "install.md"))
+    call = """
+        let
+          python = {
+            setuptools = "setuptools"; attrs = "attrs"; prometheus-client = "prometheus-client";
+            twisted = "twisted";
+            buildPythonPackage = arguments: arguments // { src = baseNameOf arguments.src; };
+          };
+        in (import ./rendezvous.nix { pkgs.matrix-synapse-unwrapped.python.pkgs = python; }).services.matrix-synapse
+    """
+    folders = {f"NIX_{name}_DIR": str(tmp_path / name) for name in ("STORE", "STATE", "LOG", "CONF", "DATA")}
+    command = ["nix-instantiate", "--eval", "--strict", "--json", "-E", call]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **folders}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert 0 == done.returncode, done.stderr
+    service = json.loads(done.stdout)
+    (package,) = service["plugins"]
+    setup = (DOCS.parent / "setup.cfg").read_text()
+    needed = setup.split("install_requires =\n")[1].split("\n\n")[0].splitlines()
+    assert sorted(line.split(">=")[0].strip().replace("_", "-") for line in needed) == package["dependencies"]
+    assert ("synapse-rendezvous", __version__) == (package["pname"], package["version"])
+    assert f"synapse_rendezvous-{__version__}.tar.gz" == package["src"]
+    assert [RendezvousConfig()] == loaded({"modules": service["settings"]["modules"]})
+
+
+def test_compose_file() -> None:
+    """The compose file starts the image that it builds."""
+    (service,) = yaml.safe_load(recipe("yaml", "# compose.yaml", "install.md"))["services"].values()
+    base = recipe("dockerfile", "FROM", "install.md").split()[1]
+    assert service["image"].split(":")[1] == base.split(":")[1] == CHART["image"]["tag"]

@@ -1,0 +1,567 @@
+"""The page of the demonstration: two browsers that know nothing of each other pair by the QR code on the screen.
+
+The homeserver is real, and the page is on another origin, so what they exchange is what web clients exchange.
+"""
+
+import base64
+import contextlib
+import hashlib
+import http.client
+import json
+import pathlib
+import re
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from conftest import assert_clean
+
+from support.chromium import Device, start_chromium, wait_until
+from support.proxies import ReverseProxy
+from synapse_rendezvous.demo.certificate import Certificate
+from synapse_rendezvous.demo.page import LONGEST_LINK, Page
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.paths import MSC3886
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+Devices = tuple[Device, Device]
+
+
+def homeserver(directory: pathlib.Path, config: dict[str, Any] | None = None, **options: Any) -> ThrowawayHomeserver:
+    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": config or {}}]
+    return ThrowawayHomeserver(directory, **{"port": free_port(), "modules": modules, **options})
+
+
+def page_of(server: ThrowawayHomeserver) -> Page:
+    return Page(collection_url=server.url + MSC3886, host=HOST, port=0, certificate=server.certificate)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A homeserver with the default configuration, as the demonstration has it."""
+    with homeserver(tmp_path_factory.mktemp("homeserver")) as server:
+        yield server
+    assert_clean(server)
+
+
+@pytest.fixture(scope="module")
+def url(server: ThrowawayHomeserver) -> Iterator[str]:
+    with page_of(server) as page:
+        yield page.url
+
+
+@pytest.fixture(scope="module")
+def browsers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["Chrome", "Chrome"]]:
+    laptop = start_chromium(tmp_path_factory.mktemp("laptop"))
+    try:
+        phone = start_chromium(tmp_path_factory.mktemp("phone"))
+        try:
+            yield laptop, phone
+        finally:
+            phone.quit()
+    finally:
+        laptop.quit()
+
+
+@pytest.fixture
+def devices(browsers: tuple["Chrome", "Chrome"]) -> Iterator[Devices]:
+    """A laptop and a narrow phone, neither of which has anything in its console at the end that it should not have."""
+    laptop, phone = Device(browsers[0], 1440, 900), Device(browsers[1], 360, 740)
+    for device in laptop, phone:
+        device.log("browser")
+    yield laptop, phone
+    for device in laptop, phone:
+        device.chrome.get("about:blank")  # nothing goes on into the next test
+
+
+def offer(device: Device, url: str) -> str:
+    """Make a session, and return the link of the QR code."""
+    device.open(url)
+    device.wait_for("start")
+    device.click("#create")
+    device.wait_for("invite")
+    link = device.scanned()
+    assert device.value("link") == link
+    return link
+
+
+def meet(devices: Devices, url: str) -> str:
+    """Let the two devices meet, and return the session's URL."""
+    laptop, phone = devices
+    link = offer(laptop, url)
+    phone.open(link)
+    for device in devices:
+        device.wait_for("compare")
+    return urllib.parse.parse_qs(urllib.parse.urlsplit(link).fragment)["session"][0]
+
+
+def connect(devices: Devices, url: str) -> str:
+    """Let the two devices meet and find their codes the same, and return the session's URL."""
+    session = meet(devices, url)
+    for device in devices:
+        device.click("#match")
+        device.wait_for("talk")
+    return session
+
+
+def ask(method: str, url: str, content: str | None = None) -> tuple[int, str]:
+    """Send a request that is none of the page's."""
+    address = urllib.parse.urlsplit(url)
+    connection = http.client.HTTPConnection(address.netloc, timeout=60)
+    connection.request(method, address.path, content, {"Content-Type": "text/plain"} if content else {})
+    response = connection.getresponse()
+    answer = response.status, response.read().decode()
+    connection.close()
+    return answer
+
+
+def preflights(device: Device) -> list[dict[str, Any]]:
+    """Return the answers to the browser's own requests before the page's, since this was last asked."""
+    events = [json.loads(entry["message"])["message"] for entry in device.log("performance")]
+    answers = [event["params"] for event in events if event["method"] == "Network.responseReceived"]
+    return [answer["response"] for answer in answers if answer["type"] == "Preflight"]
+
+
+CONVERSATION = [
+    "the same from both",
+    "the same from both",
+    "",
+    "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>",
+    "<svg xmlns='http://www.w3.org/2000/svg' onload='window.ran = 1'><script>window.ran = 1</script></svg>",
+    "&lt;b&gt; \\u0041 \\ ' \" ` ${1}",
+    "žluťoučký kůň",
+    "x" * 300,
+    "12345678",
+    "until soon",
+]
+
+
+def test_pair_and_talk(server: ThrowawayHomeserver, url: str, devices: Devices) -> None:
+    """Two devices pair by the QR code and exchange ten messages each way, of which the server sees only ciphertext."""
+    laptop, phone = devices
+    session = meet(devices, url)
+    code = laptop.text("code")
+    assert re.fullmatch("[0-9]{3} [0-9]{3}", code)
+    assert code == phone.text("code")
+    for device in devices:
+        device.click("#match")
+        device.wait_for("talk")
+
+    said = [message or "   " for message in CONVERSATION]
+    for count, message in enumerate(said, 1):
+        for device, other in (laptop, phone), (phone, laptop):
+            device.send(message)
+            wait_until(lambda other=other, count=count: said[:count] == other.messages("there"))  # type: ignore[misc]
+    for device in devices:
+        assert said == device.messages("here")
+        script = "return [window.ran, document.querySelectorAll('#messages *, #payload *').length];"
+        assert [None, 2 * 2 * len(said)] == device.chrome.execute_script(script)  # items, and who says it
+
+    # What is said is read back from the server as the page shows it, and says nothing.
+    status, stored = ask("GET", session)
+    assert 200 == status
+    wait_until(lambda: stored == laptop.text("payload") == phone.text("payload"))
+    assert "until soon" not in stored
+    assert json.loads(stored)["messages"]
+    assert [] == laptop.log("browser") == phone.log("browser")
+
+    laptop.click(".end")
+    for device, title in (laptop, "You ended the session"), (phone, "The session was ended"):
+        device.wait_for("over")
+        assert title == device.text("title")
+    assert 404 == ask("GET", session)[0]
+
+
+def test_requests_are_shown(server: ThrowawayHomeserver, url: str, devices: Devices) -> None:
+    """The list has each request as it was, across origins, and those that wait while they wait."""
+    laptop, phone = devices
+    assert url.rstrip("/") != server.url
+    for device in devices:
+        preflights(device)
+    connect(devices, url)
+
+    wait_until(lambda: "waits" == laptop.requests()[-1][1])
+    held = laptop.requests()[-1]
+    wait_until(lambda: int(laptop.requests()[-1][3]) > int(held[3]) > 0)
+    assert "the server holds it until there is news" == held[4].strip()
+    phone.send("hello")
+    wait_until(lambda: ["hello"] == laptop.messages("there"))
+    rows = laptop.requests()
+    assert ["POST", "200", "session made"] == [*rows[0][:2], rows[0][4]]
+    assert ["GET", "200", "", "what the server offers"] == [*rows[1][:3], rows[1][4]]
+    news = [row for row in rows if row[:2] == ["GET", "200"] and row[4] == "news from the other device"]
+    assert 2 == len(news)  # the phone's key, and its message
+    assert 3 == len({row[2] for row in [rows[0], *news]})  # scripts on this origin may read the tags
+    assert all(row[2].startswith('"') and row[2].endswith('"') for row in news)
+
+    # Waiting took fewer requests than polling would have taken by then.
+    wait_until(lambda: str(len(laptop.requests())) == laptop.text("requests"))
+    asked = int(laptop.text("reads"))
+    assert asked >= sum(row[0] == "GET" for row in rows) - 1 >= 2  # all but that of the collection
+    wait_until(lambda: int(laptop.text("polls")) > asked + 1)
+
+    answers = [answer for device in devices for answer in preflights(device) if "/rendezvous/" in answer["url"]]
+    allowed = {name.lower(): value for name, value in answers[-1]["headers"].items()}
+    assert {204} == {answer["status"] for answer in answers}
+    assert "*" == allowed["access-control-allow-origin"]
+    assert {"if-match", "if-none-match"} <= set(allowed["access-control-allow-headers"].lower().split(", "))
+
+
+def test_both_write_at_once(url: str, devices: Devices) -> None:
+    """Where both write at the same moment, one is refused, is told why, and nothing is lost."""
+    laptop, phone = devices
+    connect(devices, url)
+    slow = {"offline": False, "latency": 1500, "downloadThroughput": -1, "uploadThroughput": -1}
+    laptop.chrome.execute_cdp_cmd("Network.enable", {})
+    laptop.chrome.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
+    phone.send("wakes what waits, so that the next waits slowly")
+    wait_until(lambda: 1 == len(laptop.messages("there")))
+    wait_until(lambda: "waits" == laptop.requests()[-1][1])
+    phone.send("mine")
+    wait_until(lambda: "202" == phone.requests()[-1][1] or "waits" == phone.requests()[-1][1])
+    laptop.send("mine")
+    wait_until(lambda: ["mine"] == phone.messages("there"))
+    laptop.chrome.execute_cdp_cmd("Network.emulateNetworkConditions", {**slow, "latency": 0})
+    assert "mine" == laptop.messages("there")[-1]
+    assert "(412)" in laptop.text("notice")
+    refused = next(row for row in laptop.requests() if row[1] == "412")
+    assert ["PUT", "the other device wrote first"] == [refused[0], refused[4]]
+    laptop.send("all is well")
+    wait_until(lambda: ["mine", "all is well"] == phone.messages("there"))
+    assert "" == laptop.text("notice")
+
+
+def test_own_writes_are_no_news(server: ThrowawayHomeserver, url: str, devices: Devices) -> None:
+    """A device that waits while it writes twice takes neither for the other's message."""
+    laptop, _ = devices
+    laptop.open(url)
+    laptop.chrome.set_script_timeout(30)
+    script = """
+        const [collection, done] = arguments;
+        (async () => {
+            const { Rendezvous } = await import("/rendezvous.js");
+            const here = await Rendezvous.create(collection, "hello");
+            const news = here.receive();
+            await Promise.all([here.send("one"), here.send("two")]);
+            const there = await Rendezvous.join(here.url);
+            const read = await there.receive();
+            await there.send("theirs");
+            done([read, await news]);
+        })();
+    """
+    assert ["two", "theirs"] == laptop.chrome.execute_async_script(script, server.url + MSC3886)
+
+
+def test_codes_differ(url: str, devices: Devices) -> None:
+    """Nothing said is shown before the codes are compared; where they differ, the session is ended for both."""
+    laptop, phone = devices
+    session = meet(devices, url)
+    phone.click("#match")
+    phone.wait_for("talk")
+    phone.send("too early")
+    wait_until(lambda: "202" in [row[1] for row in phone.requests()[-2:]])
+    assert [] == laptop.messages("there")
+    laptop.click("#differ")
+    laptop.wait_for("over")
+    assert "somebody is in between" in laptop.text("status")
+    phone.wait_for("over")
+    assert 404 == ask("GET", session)[0]
+
+
+def test_early_messages_are_kept(url: str, devices: Devices) -> None:
+    """What was said before this person compared the codes is there afterwards."""
+    laptop, phone = devices
+    meet(devices, url)
+    phone.click("#match")
+    phone.wait_for("talk")
+    for message in "first", "second":
+        phone.send(message)
+    laptop.click("#match")
+    wait_until(lambda: ["first", "second"] == laptop.messages("there"))
+
+
+def test_others_who_know_the_link(url: str, devices: Devices, browsers: tuple["Chrome", "Chrome"]) -> None:
+    """A link works once, and who writes without the keys is not believed."""
+    laptop, phone = devices
+    session = meet(devices, url)
+    link = laptop.value("link")
+    phone.open(link)
+    phone.wait_for("over")
+    assert "The link has been used" == phone.text("title")
+    html = "<svg xmlns='http://www.w3.org/2000/svg' onload='window.ran = 1'></svg><script>window.ran = 1</script>"
+    assert 202 == ask("PUT", session, html)[0]
+    laptop.wait_for("over")
+    assert "Somebody else wrote" == laptop.text("title")
+    assert html == laptop.text("payload")
+    assert laptop.chrome.execute_script("return window.ran;") is None
+    wait_until(lambda: 404 == ask("GET", session)[0])
+
+    for broken, title in (
+        (link, "There is no such session"),
+        (f"{url}#session=http://{HOST}:1/_synapse/client/rendezvous/x&key=x", "This link leads elsewhere"),
+        (f"{url}#nothing", "This link leads elsewhere"),
+    ):
+        phone.open(broken)
+        phone.wait_for("over")
+        assert title == phone.text("title")
+
+
+def test_keyboard(url: str, devices: Devices) -> None:
+    """With the keyboard alone, and always seeing where one is, a person gets from start to end."""
+    from selenium.webdriver import ActionChains, Keys
+
+    def press(device: Device, *keys: str) -> None:
+        ActionChains(device.chrome).send_keys(*keys).perform()
+
+    def tab_to(device: Device, selector: str) -> None:
+        for _ in range(12):
+            press(device, Keys.TAB)
+            matches, outline = device.chrome.execute_script(
+                "const at = document.activeElement;"
+                " return [at.matches(arguments[0]), getComputedStyle(at).outlineStyle];",
+                selector,
+            )
+            assert "solid" == outline
+            if matches:
+                return
+        raise AssertionError(f"{selector} is not reached")
+
+    laptop, phone = devices
+    laptop.open(url)
+    laptop.wait_for("start")
+    tab_to(laptop, "#create")
+    press(laptop, Keys.ENTER)
+    laptop.wait_for("invite")
+    tab_to(laptop, "#open")
+    phone.open(laptop.value("link"))
+    for device in devices:
+        device.wait_for("compare")
+        assert "title" == device.chrome.execute_script("return document.activeElement.id;")
+        tab_to(device, "#match")
+        press(device, Keys.ENTER)
+        device.wait_for("talk")
+    press(laptop, "typed at once", Keys.ENTER)
+    wait_until(lambda: ["typed at once"] == phone.messages("there"))
+    tab_to(phone, ".end")
+    press(phone, Keys.SPACE)
+    for device in devices:
+        device.wait_for("over")
+    tab_to(laptop, "#restart")
+    press(laptop, Keys.ENTER)
+    laptop.wait_for("invite")
+    tab_to(laptop, "[data-step=invite] .end")
+    press(laptop, Keys.ENTER)
+    laptop.wait_for("over")
+    # Each change is told to those who do not see it.
+    live = "return [...document.querySelectorAll('[role=status], [role=log]')].map((part) => part.id);"
+    assert ["status", "notice", "messages"] == laptop.chrome.execute_script(live)
+
+
+def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
+    """A server that refuses, a session that expires, a server that is gone: the page says what to do, and goes on."""
+    laptop, phone = devices
+    rare = {"create": {"per_second": 0.4, "burst_count": 1}}
+    config = {"ttl": "9s", "max_sessions": 1, "per_client": rare, "long_poll": {"max_wait": 0}}
+    with homeserver(tmp_path, config) as server, page_of(server) as page:
+        offer(laptop, page.url)
+        phone.open(page.url)
+        phone.wait_for("start")
+        phone.click("#create")
+        phone.wait_for("stuck")  # too fast
+        assert "The server asks you to wait" == phone.text("title")
+        assert phone.text("again").startswith("Try again in ")
+        wait_until(lambda: "Try again" == phone.text("again"))
+        phone.click("#again")
+        wait_until(lambda: re.fullmatch("Try again in (30|2[0-9]) s", phone.text("again")) is not None)  # it is full
+        assert "429" == phone.requests()[-1][1]
+
+        laptop.wait_for("over")
+        assert "The time is over" == laptop.text("title")
+        # This server does not wait, so it was asked each second.
+        assert 2 < int(laptop.text("reads")) <= int(laptop.text("polls")) + 1
+        assert not [row for row in laptop.requests() if row[1] == "waits"]
+        laptop.click("#restart")
+        laptop.wait_for("invite")
+        server.stop()
+        laptop.wait_for("stuck", timeout_s=40)
+        assert "The server does not answer" == laptop.text("title")
+        assert ["", "no answer"] == laptop.requests()[-1][2::2]
+        server.start()
+        laptop.click("#again")
+        laptop.wait_for("over")  # sessions in memory went with it
+        assert "ended" in laptop.text("title") or "over" in laptop.text("title")
+        laptop.click("#restart")
+        laptop.wait_for("invite")
+
+
+class Forgetful(ThreadingHTTPServer):
+    """A proxy, in a `with` statement, that can lose answers to writes.
+
+    Args:
+        backend: what it forwards to.
+
+    Attributes:
+        url: where it listens.
+        to_lose: how many answers to writes it loses yet.
+    """
+
+    def __init__(self, backend: str) -> None:
+        proxy = self
+        self.to_lose = 0
+
+        class Forward(BaseHTTPRequestHandler):
+            def forward(self) -> None:
+                connection = http.client.HTTPConnection(urllib.parse.urlsplit(backend).netloc, timeout=60)
+                content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                connection.request(self.command, self.path, content, dict(self.headers))
+                response = connection.getresponse()
+                answer = response.read()
+                connection.close()
+                if self.command == "PUT" and proxy.to_lose:
+                    proxy.to_lose -= 1
+                    return
+                self.send_response_only(response.status)
+                for name, value in response.getheaders():
+                    if name not in ("Connection", "Transfer-Encoding"):
+                        self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(answer)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = forward
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__((HOST, 0), Forward)
+        self.handle_error = lambda *_: None  # type: ignore[method-assign] # browsers leave when they like
+        self.url = f"http://{HOST}:{self.server_port}"
+
+    def __enter__(self) -> "Forgetful":
+        threading.Thread(target=self.serve_forever).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
+    """A proxy that weakens tags by compressing, and one that loses answers: each message arrives, and arrives once."""
+    laptop, phone = devices
+    port = free_port()
+    compress = "gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;"
+    with contextlib.ExitStack() as stack:
+        nginx = ReverseProxy(tmp_path, "nginx", f"http://{HOST}:{port}", compress)
+        proxy = stack.enter_context(Forgetful(nginx.url))
+        stack.enter_context(homeserver(tmp_path, port=port, settings={"public_baseurl": f"{proxy.url}/"}))
+        stack.callback(nginx.stop)
+        nginx.start()
+        page = stack.enter_context(Page(collection_url=proxy.url + MSC3886, host=HOST, port=0))
+        connect(devices, page.url)
+        for count in 1, 2:
+            laptop.send("the same from both")
+            wait_until(lambda count=count: count == len(phone.messages("there")))  # type: ignore[misc]
+            phone.send("the same from both")
+            wait_until(lambda count=count: count == len(laptop.messages("there")))  # type: ignore[misc]
+        assert any(row[2].startswith("W/") for row in laptop.requests())
+
+        wait_until(lambda: "waits" == laptop.requests()[-1][1])
+        proxy.to_lose = 1
+        phone.send("once")
+        wait_until(lambda: "once" == laptop.messages("there")[-1])
+        wait_until(lambda: "202" == [row[1] for row in phone.requests() if row[0] == "PUT"][-1])
+        lost, repeated = [row for row in phone.requests() if row[0] == "PUT"][-2:]
+        assert (0, "no answer") == (proxy.to_lose, lost[4])
+        read = next(row for row in reversed(laptop.requests()) if row[:2] == ["GET", "200"])
+        assert repeated[2] == read[2].removeprefix("W/")  # nothing was written a second time
+        laptop.send("thank you")
+        wait_until(lambda: "thank you" == phone.messages("there")[-1])
+        assert 3 == len(laptop.messages("there"))
+
+
+def test_over_tls(tmp_path: pathlib.Path) -> None:
+    """With a certificate made on the fly, of which the browser knows nothing but its key, two tabs pair over TLS."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    certificate = Certificate.make(tmp_path, HOST)
+    assert 0o600 == certificate.key_path.stat().st_mode & 0o777
+    public_key = x509.load_pem_x509_certificate(certificate.path.read_bytes()).public_key()
+    spki = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    known = base64.b64encode(hashlib.sha256(spki).digest()).decode()
+    with homeserver(tmp_path, certificate=certificate) as server, page_of(server) as page:
+        chrome = start_chromium(tmp_path / "profile", f"--ignore-certificate-errors-spki-list={known}")
+        try:
+            tab = Device(chrome, 1440, 900)
+            tab.open(page.url)
+            tab.wait_for("start")
+            assert page.url.startswith("https://")
+            assert tab.is_shown(".certificate")
+            tab.click("#create")
+            tab.wait_for("invite")
+            tab.click("#open")
+            wait_until(lambda: 2 == len(chrome.window_handles))
+            codes = []
+            for handle in chrome.window_handles:
+                chrome.switch_to.window(handle)
+                tab.wait_for("compare")
+                codes.append(tab.text("code"))
+                tab.click("#match")
+            assert 1 == len(set(codes))
+            tab.send("from the second tab")
+            chrome.switch_to.window(chrome.window_handles[0])
+            wait_until(lambda: ["from the second tab"] == tab.messages("there"))
+            assert [] == tab.log("browser")
+        finally:
+            chrome.quit()
+
+
+def test_without_qr_code(monkeypatch: pytest.MonkeyPatch, server: ThrowawayHomeserver, devices: Devices) -> None:
+    """Where the library for QR codes is not installed, the link is there, and how to install it."""
+    laptop, phone = devices
+    monkeypatch.setitem(sys.modules, "segno", None)
+    with page_of(server) as page:
+        laptop.open(page.url)
+        laptop.wait_for("start")
+        laptop.click("#create")
+        laptop.wait_for("invite")
+        assert not laptop.is_shown("#qr")
+        assert "pip install 'synapse-rendezvous[demo]'" in laptop.text("no-qr")
+        phone.open(laptop.value("link"))
+        phone.wait_for("compare")
+        assert [] == laptop.log("browser")
+
+
+def test_page_server(url: str) -> None:
+    """It serves the files of the page and QR codes, under a strict policy, and nothing else."""
+    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=60)
+
+    def get(path: str) -> http.client.HTTPResponse:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        response.read()
+        return response
+
+    for path in (
+        "/",
+        "/rendezvous.js",
+        "/channel.js",
+        "/style.css",
+        "/qr.svg?text=x",
+        f"/qr.svg?text={'x' * LONGEST_LINK}",
+    ):
+        response = get(path)
+        assert 200 == response.status
+        policy = dict(part.split(maxsplit=1) for part in response.getheader("Content-Security-Policy", "").split("; "))
+        assert ("'none'", "'self'", "'self'") == (policy["default-src"], policy["script-src"], policy["style-src"])
+    for path in (
+        "/page.py", "/../page.py", "/static/../page.py", "/%2e%2e/page.py", "//etc/passwd", "/nothing",
+        "/qr.svg", f"/qr.svg?text={'x' * (LONGEST_LINK + 1)}",
+    ):  # fmt: skip
+        assert 404 == get(path).status

@@ -1,0 +1,75 @@
+"""The ways in which Synapse may reach Redis: what homeserver.yaml says of it holds for sessions and wake-ups, too."""
+
+import json
+import pathlib
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import assert_clean
+from test_deployment import MODULES, ask, needs
+
+from support.servers import RedisServer
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+
+PASSWORD = "a-long-secret"
+PATH = "/_synapse/client/rendezvous"
+CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
+
+pytestmark = [needs("redis-server", "redis-server"), needs("openssl", "openssl")]
+
+
+def unix_socket(directory: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
+    """Return options for Redis and settings for Synapse: a unix socket, a database of its own."""
+    path = str(directory / "redis.sock")
+    return ["--unixsocket", path], {"path": path, "dbid": 3}
+
+
+def tls(directory: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
+    """The same for TLS."""
+    certificate, key, port = str(directory / "tls.pem"), str(directory / "tls.key"), free_port()
+    subject = ["-subj", f"/CN={HOST}", "-addext", f"subjectAltName=IP:{HOST}", "-days", "1"]
+    files = ["-keyout", key, "-out", certificate]
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, *files], check=True)
+    options = ["--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key]
+    options += ["--tls-ca-cert-file", certificate, "--tls-auth-clients", "no"]
+    return options, {"host": HOST, "port": port, "use_tls": True, "ca_file": certificate}
+
+
+@pytest.fixture(params=[unix_socket, tls])
+def redis(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[tuple[RedisServer, dict[str, Any]]]:
+    prepare: Callable[[pathlib.Path], tuple[list[str], dict[str, Any]]] = request.param
+    options, settings = prepare(tmp_path)
+    server = RedisServer(tmp_path, None, *options)
+    server.start()
+    server.command("CONFIG", "SET", "requirepass", PASSWORD)
+    yield server, {"enabled": True, "password": PASSWORD, **settings}
+    server.stop()
+
+
+def test_sessions_and_wake_ups(redis: tuple[RedisServer, dict[str, Any]], tmp_path: pathlib.Path) -> None:
+    """A session is kept in Redis, in the database that is named, and the process listens for changes."""
+    server, settings = redis
+
+    def tell(*words: str) -> str:
+        command = ["redis-cli", "-p", str(server.port), "-n", str(settings.get("dbid", 0)), "--no-auth-warning"]
+        return subprocess.run([*command, "-a", PASSWORD, *words], capture_output=True, text=True, check=True).stdout
+
+    homeserver = ThrowawayHomeserver(
+        tmp_path, port=free_port(), modules=MODULES, settings={"redis": settings, "worker_replication_secret": "x"}
+    )
+    try:
+        homeserver.start()
+        code, _, body = ask(homeserver.url + PATH, "POST", b"hello")
+        session = f"{PATH}/{json.loads(body)['id']}"
+        assert (200, 200) == (code, ask(homeserver.url + session, "GET")[0])
+        assert "3\n" == tell("DBSIZE")
+        deadline_s = time.monotonic() + 10
+        while f"{CHANNEL}\n1\n" != tell("PUBSUB", "NUMSUB", CHANNEL):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    finally:
+        homeserver.stop()
+    assert_clean(homeserver)

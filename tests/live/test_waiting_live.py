@@ -1,0 +1,385 @@
+"""Requests that wait, with real processes: whatever the timing, no news is missed and nobody is forgotten."""
+
+import asyncio
+import contextlib
+import http.client
+import itertools
+import json
+import math
+import os
+import pathlib
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import assert_clean
+from test_deployment import needs
+from test_workers import PATH, RECOVERY_S, Answer, Pair, Record, errors
+
+from support.servers import ENDLESS, UNLIMITED, Worker, WorkerStack
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver, free_port
+
+WAITS = int(os.environ.get("WAITS", "500"))
+AT_A_TIME = 64
+EXPIRING = 16
+TTL_S = 8.0
+MAX_WAITING = 128
+CONFIG = {"ttl": f"{TTL_S:g}s", "per_client": {**UNLIMITED, "max_waiting": MAX_WAITING}, **ENDLESS}
+
+LATE_S = 2.5  # how long news may take; usually it is milliseconds, but not on a machine that does much else
+LONGEST_MS = 4000  # so that news that came only with the time-out would be too late
+EARLY_S = 0.25  # by how much a wait may be too short: a process knows Redis' time only by when its answers arrive
+
+CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
+BENCHMARK = pathlib.Path(__file__).parent.parent.parent / "benchmarks" / "waiting.py"
+
+needs_redis = needs("redis-server", "redis-server")
+
+
+class Processes(NamedTuple):
+    """Those that serve the same sessions."""
+
+    urls: Sequence[str]
+    logs: Sequence[pathlib.Path]
+    first: ThrowawayHomeserver | Worker
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": CONFIG}]
+    homeserver = ThrowawayHomeserver(tmp_path_factory.mktemp("memory"), port=free_port(), modules=modules)
+    with homeserver:
+        yield homeserver
+    assert_clean(homeserver)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerStack]:
+    with WorkerStack(tmp_path_factory.mktemp("stack"), config=CONFIG) as stack:
+        yield stack
+    for log in stack.logs:
+        assert [] == errors(log)
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=needs_redis)])
+def processes(request: pytest.FixtureRequest) -> Processes:
+    if request.param == "memory":
+        homeserver: ThrowawayHomeserver = request.getfixturevalue("memory")
+        return Processes([homeserver.url], [homeserver.log], homeserver)
+    stack: WorkerStack = request.getfixturevalue("stack")
+    return Processes(stack.urls, stack.logs, stack.workers[0])
+
+
+@contextlib.contextmanager
+def quiet(logs: Sequence[pathlib.Path]) -> Iterator[None]:
+    """Let nothing be logged above INFO meanwhile, and every request be logged once, in its own log context."""
+    sizes = [log.stat().st_size for log in logs]
+    yield
+    for log, size in zip(logs, sizes, strict=True):
+        text = log.read_bytes()[size:].decode(errors="replace")
+        assert [] == re.findall(r"^.* - (?:WARNING|ERROR|CRITICAL) - .*|^Traceback", text, re.MULTILINE)
+        answered = re.findall(r' - synapse\.access\.\S+ - \d+ - INFO - (\S+) - .*? "(\w+) /', text)
+        assert answered
+        assert [] == [(context, method) for context, method in answered if not context.startswith(f"{method}-")]
+        assert len(answered) == len({context for context, _ in answered})
+
+
+class Revisions:
+    """When each revision of a session came to be, as far as can be told from outside, and when the session ended.
+
+    Attributes:
+        asked_s: when the write of each was sent.
+        known_s: when it was acknowledged; a device that reads from then on finds it, or a later one.
+        may_end_s: when the session may end at the earliest.
+        has_ended_s: when it has ended for certain.
+    """
+
+    def __init__(self, asked_s: float, known_s: float) -> None:
+        self.asked_s = [asked_s]
+        self.known_s = [known_s]
+        self.may_end_s = asked_s + TTL_S
+        self.has_ended_s = known_s + TTL_S
+
+    def check(self, answer: Answer, known: int, sent_s: float, timeout_s: float) -> float | None:
+        """Fail unless an answer that came just now is right for a device that had a revision and wanted to wait.
+
+        Returns:
+            How late the answer to a request that was held is; None if it was not held, or nothing was new.
+        """
+        now_s = time.monotonic()
+        until_s = sent_s + timeout_s - EARLY_S
+        next_s = self.known_s[known + 1] if known + 1 < len(self.known_s) else math.inf
+        news_s = min(next_s, self.has_ended_s)
+        if answer.status == 304:
+            assert until_s <= now_s, "not held"
+            assert news_s > max(until_s, sent_s), "missed"
+            return None
+        if answer.status == 404:
+            assert self.may_end_s - EARLY_S <= now_s
+        else:
+            assert 200 == answer.status
+            assert sent_s < self.has_ended_s
+            number = int(answer.body)
+            assert known < number < len(self.asked_s)
+            assert number >= sum(known_s <= sent_s for known_s in self.known_s) - 1
+        assert now_s - max(news_s, sent_s) < LATE_S
+        return now_s - news_s if sent_s < news_s < math.inf else None
+
+
+class Rendezvous:
+    """One device waits, and another writes.
+
+    Args:
+        pair: sends what they ask for.
+        seed: of their choices.
+        expires: whether nobody writes, until the session has ended by itself.
+    """
+
+    def __init__(self, pair: Pair, seed: int, *, expires: bool = False) -> None:
+        self._pair = pair
+        self._random = random.Random(seed)
+        self._last = 0 if expires else self._random.randint(1, 3)
+        self._deletes = not expires and self._random.random() < 0.3
+        self._ends = expires or self._deletes
+        self.late_s: list[float] = []
+
+    async def play(self) -> None:
+        asked_s = time.monotonic()
+        created = await self._pair.ask("POST", PATH, b"0")
+        assert 200 == created.status
+        self._path = f"{PATH}/{json.loads(created.body)['id']}"
+        self._revisions = Revisions(asked_s, time.monotonic())
+        await asyncio.gather(self._wait(created.etag), self._write(created.etag))
+
+    async def _wait(self, etag: str) -> None:
+        """Ask for news as long as some is to come; leave now and then before there is an answer."""
+        known = 0
+        has_left = False
+        while known < self._last or self._ends:
+            timeout_ms = self._random.choice([0, self._random.randrange(50), self._random.randrange(2000), LONGEST_MS])
+            has_left = not has_left and self._random.random() < 0.2
+            stays_s = self._random.random() * 0.05 if has_left else None
+            asking = self._pair.ask("GET", f"{self._path}?timeout={timeout_ms}", If_None_Match=etag)
+            sent_s = time.monotonic()
+            try:
+                answer = await asyncio.wait_for(asking, stays_s)
+            except asyncio.TimeoutError:
+                continue
+            late_s = self._revisions.check(answer, known, sent_s, timeout_ms / 1000)
+            if late_s is not None:
+                self.late_s.append(late_s)
+            if answer.status == 404:
+                break
+            if answer.status == 200:
+                known, etag = int(answer.body), answer.etag
+            elif timeout_ms < 50:
+                await asyncio.sleep(0.01)
+
+    async def _write(self, etag: str) -> None:
+        revisions = self._revisions
+        for number in range(1, self._last + 1):
+            await self._pause()
+            revisions.asked_s.append(time.monotonic())
+            written = await self._pair.ask("PUT", self._path, b"%d" % number, If_Match=etag)
+            assert 202 == written.status
+            revisions.known_s.append(time.monotonic())
+            etag = written.etag
+        if self._deletes:
+            await self._pause()
+            revisions.may_end_s = time.monotonic()
+            assert 204 == (await self._pair.ask("DELETE", self._path)).status
+            revisions.has_ended_s = time.monotonic()
+
+    async def _pause(self) -> None:
+        """Wait for a moment; half of the times for none, so that a wait and a write begin together."""
+        await asyncio.sleep(self._random.choice([0, self._random.random() * 0.05]))
+
+
+async def play(urls: Sequence[str]) -> list[float]:
+    """Play many rendezvous, some at a time, besides some that expire; return how late the news came."""
+    late_s: list[float] = []
+
+    async def take_turns(seed: int, turns: Iterable[int], *, expires: bool = False) -> None:
+        await asyncio.sleep(seed * 0.01)  # more connections at once than a listener takes would wait for a second
+        with contextlib.closing(Pair(Record(), urls, seed=seed)) as pair:
+            for turn in turns:
+                rendezvous = Rendezvous(pair, turn, expires=expires)
+                await rendezvous.play()
+                late_s.extend(rendezvous.late_s)
+
+    turns = iter(range(WAITS))
+    expiring = [take_turns(seed, [seed], expires=True) for seed in range(EXPIRING)]
+    await asyncio.gather(*expiring, *(take_turns(seed, turns) for seed in range(AT_A_TIME)))
+    return late_s
+
+
+async def create(pair: Pair) -> tuple[str, str]:
+    """Return the path of a new session, and its tag."""
+    created = await pair.ask("POST", PATH, b"hello")
+    return f"{PATH}/{json.loads(created.body)['id']}", created.etag
+
+
+async def create_some(urls: Sequence[str], count: int, *, patient: bool = False) -> list[tuple[str, str]]:
+    """Return so many new sessions."""
+    with contextlib.closing(Pair(Record(), urls, patient=patient)) as pair:
+        return [await create(pair) for _ in range(count)]
+
+
+def hold(pair: Pair, session: tuple[str, str], *, at: str, timeout_ms: int = 5000) -> "asyncio.Task[Answer]":
+    """Let a device of a session wait at a process."""
+    path, etag = session
+    return asyncio.ensure_future(pair.ask("GET", f"{path}?timeout={timeout_ms}", at=at, If_None_Match=etag))
+
+
+async def fill(urls: Sequence[str]) -> None:
+    """See that each process has all its places free: to take, to leave and to take again."""
+    with contextlib.closing(Pair(Record(), urls)) as pair:
+        for url in urls:
+            for stays in (False, True):
+                *sessions, one_more = [await create(pair) for _ in range(MAX_WAITING // 4 + 1)]
+                held = []
+                for session in sessions:
+                    held += [hold(pair, session, at=url) for _ in range(4)]
+                    await asyncio.sleep(0.02)  # as above
+                await asyncio.sleep(0.2)
+                assert not any(waiting.done() for waiting in held)
+                assert 304 == (await asyncio.wait_for(hold(pair, one_more, at=url), LATE_S)).status
+                if stays:
+                    await asyncio.gather(*(pair.ask("PUT", path, b"news") for path, _ in sessions))
+                    answers = await asyncio.wait_for(asyncio.gather(*held), LATE_S)
+                    assert {(200, b"news")} == {answer[:2] for answer in answers}
+                else:
+                    for waiting in held:
+                        waiting.cancel()
+                    await asyncio.gather(*held, return_exceptions=True)
+                    await asyncio.sleep(0.2)  # for the process to learn that they left
+
+
+def test_random_timing(processes: Processes) -> None:
+    """Whenever devices wait, write, leave and end: news comes as soon as it is there, and nobody stays behind."""
+    with quiet(processes.logs):
+        begin_s = time.monotonic()
+        late_s = asyncio.run(play(processes.urls))
+        took_s = time.monotonic() - begin_s
+        asyncio.run(fill(processes.urls))
+    ms = sorted(late * 1000 for late in late_s)
+    percentiles = f"p50 {statistics.median(ms):.1f}, p99 {ms[len(ms) * 99 // 100]:.1f}, at most {ms[-1]:.1f} ms"
+    print(f"{WAITS} rendezvous in {took_s:.1f} s; {len(ms)} were waiting when their news came, late by {percentiles}")
+
+
+def test_log_context(processes: Processes) -> None:
+    """What is logged of a request that was woken names that one, and what of the one that woke it, the other."""
+
+    async def wake(holding: str, waking: str) -> None:
+        with contextlib.closing(Pair(Record(), processes.urls)) as pair:
+            session = path, _ = await create(pair)
+            in_time, leaving, *woken = [hold(pair, session, at=holding, timeout_ms=ms) for ms in (200, *[5000] * 3)]
+            assert 304 == (await in_time).status
+            leaving.cancel()
+            written = await pair.ask("PUT", path, b"news", at=waking)
+            assert [(200, b"news", written.etag)] * 2 == [answer[:3] for answer in await asyncio.gather(*woken)]
+            waiting = hold(pair, (path, written.etag), at=holding)
+            await asyncio.sleep(0.1)
+            await pair.ask("DELETE", path, at=waking)
+            assert 404 == (await waiting).status
+
+    for holding, waking in itertools.product(processes.urls, repeat=2):
+        with quiet([log for url, log in zip(processes.urls, processes.logs, strict=True) if url in (holding, waking)]):
+            asyncio.run(wake(holding, waking))
+
+
+@needs_redis
+def test_lost_wake_up(stack: WorkerStack) -> None:
+    """While Redis drops those who listen, news comes within seconds all the same, and then at once again."""
+    holding, writing = stack.urls[:2]
+
+    async def deliver(*, loses: bool) -> float:
+        with contextlib.closing(Pair(Record(), stack.urls)) as pair:
+            session = path, _ = await create(pair)
+            held = hold(pair, session, at=holding, timeout_ms=8000)
+            await asyncio.sleep(0.1)
+            assert not held.done()
+            if loses:
+                assert b":0\r\n" != stack.redis.command("CLIENT", "KILL", "TYPE", "pubsub")
+            await pair.ask("PUT", path, b"news", at=writing)
+            written_s = time.monotonic()
+            assert (200, b"news") == (await held)[:2]
+            return time.monotonic() - written_s
+
+    def listen() -> bool:
+        return stack.redis.command("PUBSUB", "NUMSUB", CHANNEL).endswith(b":%d\r\n" % len(stack.urls))
+
+    lost_s = asyncio.run(deliver(loses=True))
+    assert lost_s < 5 + LATE_S
+    begin_s = time.monotonic()
+    while not listen():
+        assert time.monotonic() < begin_s + 5
+        time.sleep(0.05)
+    late_s = [asyncio.run(deliver(loses=False)) for _ in range(20)]
+    print(f"Without its wake-up, news came after {lost_s:.2f} s; then after {max(late_s) * 1000:.0f} ms at most")
+    assert max(late_s) < 1
+
+
+def wait(url: str, etag: str, timeout_ms: int) -> tuple[int, float]:
+    """Let a device wait; return the status of the answer and after how many seconds it came."""
+    parts = urlsplit(url)
+    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=60)) as connection:
+        begin_s = time.monotonic()
+        connection.request("GET", f"{parts.path}?timeout={timeout_ms}", headers={"If-None-Match": etag})
+        return connection.getresponse().status, time.monotonic() - begin_s
+
+
+@needs_redis
+def test_redis_restarts_while_waiting(stack: WorkerStack) -> None:
+    """Whoever waits when Redis dies is answered in time: with 503, or with 404 if it is back with an empty memory."""
+    short, long = asyncio.run(create_some(stack.urls, 2))
+    with ThreadPoolExecutor() as pool:
+        waits_shortly = pool.submit(wait, stack.urls[0] + short[0], short[1], 2000)
+        waits_longer = pool.submit(wait, stack.urls[1] + long[0], long[1], 10_000)
+        time.sleep(0.3)
+        stack.redis.kill()
+        try:
+            status, took_s = waits_shortly.result(2 + 3)
+        finally:
+            stack.redis.start()
+        assert 503 == status
+        then_status, then_took_s = waits_longer.result(10 + 3)
+        assert then_status in (404, 503)
+    print(f"When Redis died: {status} after {took_s:.1f} s, {then_status} after {then_took_s:.1f} s")
+    asyncio.run(asyncio.wait_for(create_some(stack.urls, 2, patient=True), RECOVERY_S))
+    # The one warning is logged by the request that was held, and in its name.
+    assert re.search(r" - synapse_rendezvous\.\S+ - \d+ - WARNING - GET-\d+ - ", stack.logs[0].read_text())
+
+
+def test_shutdown(processes: Processes) -> None:
+    """A process that is told to end answers those who wait that nothing is new, and ends soon."""
+    (session,) = asyncio.run(create_some(processes.urls, 1))
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(wait, processes.urls[0] + session[0], session[1], 10_000)
+        time.sleep(0.3)
+        begin_s = time.monotonic()
+        processes.first.stop()
+        took_s = time.monotonic() - begin_s
+        processes.first.start()
+    status, waited_s = held.result()
+    assert 304 == status
+    assert waited_s < 0.3 + LATE_S
+    assert took_s < 5
+
+
+def test_benchmark(tmp_path: pathlib.Path) -> None:
+    """The short form of the benchmark measures everything; how fast anything is, no test says."""
+    command = [sys.executable, str(BENCHMARK), "--quick", "--json", str(tmp_path / "result.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+    assert 0 == done.returncode, done.stderr
+    numbers = json.loads((tmp_path / "result.json").read_text())["waiting"]
+    assert {"environment", "late_ms", "requests", "devices", "cpu", "held"} == set(numbers)

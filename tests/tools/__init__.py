@@ -1,0 +1,1 @@
+"""Programs beside the tests, each to be run as a script."""

@@ -1,0 +1,613 @@
+"""What every store promises."""
+
+import contextlib
+import gc
+import re
+import shutil
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import pytest
+import txredisapi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+
+from support.servers import RedisServer
+from support.stores import TTL_MS, MemoryStores, Observer, RedisStores, Time, quotas_of, result
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
+from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
+from synapse_rendezvous.memory_store import MemorySessionStore
+from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
+from synapse_rendezvous.session import Held, Session, Write, new_random_id
+from synapse_rendezvous.store import SessionStore
+from synapse_rendezvous.table import Tally
+
+HELLO = Write(b"hello", b"text/plain")
+CLIENT = "203.0.113.9"
+NETWORKS = ["20010db800010000", "20010db800010001", "20010db800010002", "20010db800010003", "20010db800010100"]
+"""IPv6 /64 networks in one /48, all but the last in one /56."""
+
+
+def if_match(tag: bytes) -> Preconditions:
+    return Preconditions(if_match=EntityTags(any=False, tags=frozenset({tag})))
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture(scope="module")
+def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A connection, made as Synapse makes its own, to a Redis that is ours alone."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("redis-server is not installed (Debian: apt install redis-server)")
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    connection = txredisapi.lazyConnection(HOST, server.port)
+
+    async def disconnect() -> None:
+        await connection.disconnect()
+
+    yield connection
+    result(disconnect())
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def stores(request: pytest.FixtureRequest, time: Time) -> MemoryStores | RedisStores:
+    if request.param == "memory":
+        return MemoryStores(time)
+    return RedisStores(request.getfixturevalue("connection"), time)
+
+
+@pytest.fixture
+def store(stores: MemoryStores | RedisStores) -> SessionStore:
+    return stores.make()
+
+
+def test_create_and_get(store: SessionStore, time: Time) -> None:
+    """What was created is there, with an id and a tag of the promised form."""
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+
+    assert session == result(store.get(session.id))
+    assert (b"hello", b"text/plain") == (session.payload, session.content_type)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{22}", session.id)
+    assert re.fullmatch(rb"[0-9a-z]{20}", session.tag)
+    assert time.start_ms == session.last_modified_ms
+    assert time.start_ms + TTL_MS == session.expires_ms
+
+
+@pytest.mark.parametrize("session_id", ["", "-", "\xff" * 22, "\0" * 22, "a:b", "queue"])
+def test_get_what_is_no_id(store: SessionStore, session_id: str) -> None:
+    """Whatever characters a client makes an id of, there is no such session."""
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    for operation in (
+        store.get(session_id),
+        store.replace(session_id, HELLO, UNCONDITIONAL),
+        store.delete(session_id, UNCONDITIONAL),
+    ):
+        with pytest.raises(SessionNotFound):
+            result(operation)
+
+
+def test_replace(store: SessionStore, time: Time) -> None:
+    """A write makes a new revision of the same session and does not prolong its life."""
+    first = result(store.create(new_random_id(), HELLO, CLIENT))
+    time.now_ms += 1000
+
+    second = result(store.replace(first.id, Write(b"bye", b"text/html"), if_match(first.tag)))
+
+    assert second == result(store.get(first.id))
+    assert (first.id, b"bye", b"text/html") == (second.id, second.payload, second.content_type)
+    assert first.tag != second.tag
+    assert first.tag == second.previous_tag
+    assert time.start_ms + 1000 == second.last_modified_ms
+    assert first.expires_ms == second.expires_ms
+
+
+def test_same_bytes_are_a_new_revision(store: SessionStore) -> None:
+    """Each device that writes the same bytes makes a revision of its own."""
+    tags = set()
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for _ in range(50):
+        tags.add(session.tag)
+        session = result(store.replace(session.id, HELLO, if_match(session.tag)))
+
+    assert 50 == len(tags)
+
+
+def test_failed_precondition_changes_nothing(store: SessionStore) -> None:
+    """The loser of a race is told the winner's revision, which stays."""
+    first = result(store.create(new_random_id(), HELLO, CLIENT))
+    winner = result(store.replace(first.id, Write(b"winner", b""), if_match(first.tag)))
+
+    with pytest.raises(PreconditionFailed) as replacing:
+        result(store.replace(first.id, Write(b"loser", b""), if_match(first.tag)))
+    with pytest.raises(PreconditionFailed) as deleting:
+        result(store.delete(first.id, if_match(first.tag)))
+
+    assert winner == replacing.value.session
+    assert winner == deleting.value.session
+    assert winner == result(store.get(first.id))
+
+
+def test_repeated_write(store: SessionStore) -> None:
+    """The last accepted write, sent again, succeeds again and changes nothing; any other stale write fails."""
+    first = result(store.create(new_random_id(), HELLO, CLIENT))
+    second = result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
+
+    assert second == result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
+
+    result(store.replace(first.id, Write(b"3", b"t"), if_match(second.tag)))
+    with pytest.raises(PreconditionFailed):
+        result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
+
+
+def test_delete(store: SessionStore) -> None:
+    """What was deleted is gone."""
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+
+    result(store.delete(session.id, if_match(session.tag)))
+
+    for operation in (
+        store.get(session.id),
+        store.replace(session.id, HELLO, UNCONDITIONAL),
+        store.delete(session.id, UNCONDITIONAL),
+    ):
+        with pytest.raises(SessionNotFound):
+            result(operation)
+
+
+@pytest.mark.parametrize("operation", ["get", "replace", "delete"])
+def test_expiry(store: SessionStore, time: Time, operation: str) -> None:
+    """A session lives to the last millisecond of its time and not one longer."""
+    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(2)]
+    arguments: dict[str, tuple[Any, ...]] = {"get": (), "replace": (HELLO, UNCONDITIONAL), "delete": (UNCONDITIONAL,)}
+
+    time.now_ms = time.start_ms + TTL_MS - 1
+    result(getattr(store, operation)(sessions[0].id, *arguments[operation]))
+    time.now_ms += 1
+    with pytest.raises(SessionNotFound):
+        result(getattr(store, operation)(sessions[1].id, *arguments[operation]))
+
+
+def test_writing_does_not_prolong(store: SessionStore, time: Time) -> None:
+    """No session can be kept alive."""
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for _ in range(10):
+        time.now_ms += TTL_MS // 10 - 1
+        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+
+    time.now_ms = time.start_ms + TTL_MS
+    with pytest.raises(SessionNotFound):
+        result(store.get(session.id))
+
+
+def test_full_of_sessions(store: SessionStore, time: Time) -> None:
+    """The newcomer is refused; everybody else stays, and can write and end; room comes back."""
+    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(10)]
+
+    with pytest.raises(StoreFull) as refusal:
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+    assert "max_sessions" == refusal.value.limiter_name
+    assert sessions == [result(store.get(session.id)) for session in sessions]
+    result(store.replace(sessions[0].id, Write(b"longer than before", b""), UNCONDITIONAL))
+    result(store.delete(sessions[1].id, UNCONDITIONAL))
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    with pytest.raises(StoreFull):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+    time.now_ms += TTL_MS
+    for _ in range(10):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+
+def test_full_of_bytes(stores: MemoryStores | RedisStores) -> None:
+    """The bound holds to the byte, for creations and for payloads that grow; shrinking is always allowed."""
+    store = stores.make(max_total_bytes=100)
+    session = result(store.create(new_random_id(), Write(b"x" * 60, b""), CLIENT))
+    with pytest.raises(StoreFull) as refusal:
+        result(store.create(new_random_id(), Write(b"x" * 41, b""), CLIENT))
+    assert "max_total_bytes" == refusal.value.limiter_name
+    other = result(store.create(new_random_id(), Write(b"x" * 40, b""), CLIENT))
+    result(store.create(new_random_id(), Write(b"", b""), CLIENT))
+
+    with pytest.raises(StoreFull):
+        result(store.replace(session.id, Write(b"x" * 61, b""), UNCONDITIONAL))
+    assert session == result(store.get(session.id))
+    shrunk = result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
+    result(store.replace(other.id, Write(b"x" * 41, b""), UNCONDITIONAL))
+
+    assert 100 == stores.account().total_bytes
+    # A repeat takes no room, so it succeeds as the first did.
+    assert shrunk == result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
+
+
+def test_full_for_a_client(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """Who has as many sessions as one client may is refused; another is not. Room comes back with each that ends."""
+    store = stores.make(max_client_sessions=2)
+    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(2)]
+    time.now_ms += 1
+
+    for _ in range(2):
+        with pytest.raises(StoreFull) as refusal:
+            result(store.create(new_random_id(), HELLO, CLIENT))
+        assert "per_client.max_sessions" == refusal.value.limiter_name
+    result(store.create(new_random_id(), HELLO, "198.51.100.7"))
+    result(store.delete(sessions[0].id, UNCONDITIONAL))
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    time.now_ms = time.start_ms + TTL_MS
+    result(store.create(new_random_id(), HELLO, CLIENT))
+    with pytest.raises(StoreFull):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+
+def test_wider_networks(stores: MemoryStores | RedisStores) -> None:
+    """A /56 network may have three times as many sessions as one client, a /48 six times."""
+    store = stores.make(max_sessions=100, max_client_sessions=2)
+
+    def create_all(prefix: str, count: int) -> int:
+        made = 0
+        for index in range(count):
+            with contextlib.suppress(StoreFull):
+                result(store.create(new_random_id(), HELLO, f"{prefix}{index:x}".ljust(16, "0")))
+                made += 1
+        return made
+
+    assert 2 == sum(create_all("20010db80001000", 1) for _ in range(5))
+    assert 4 == create_all("20010db80001000", 16)
+    assert 6 == create_all("20010db8000101", 16) + create_all("20010db80001020", 16)
+    assert 0 == create_all("20010db800010", 16)
+    assert 6 == create_all("20010db80002000", 16)
+    for _ in range(20):
+        result(store.create(new_random_id(), HELLO, "unknown"))
+
+
+def test_crowded(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """While the store is crowded a client may have only a few sessions; what it has more of, it keeps."""
+    store = stores.make(max_client_sessions=5, crowded_sessions=6, crowded_client_sessions=2)
+    many = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(5)]
+    result(store.create(new_random_id(), HELLO, "198.51.100.1"))
+
+    result(store.create(new_random_id(), HELLO, "198.51.100.1"))
+    for client in (CLIENT, "198.51.100.1"):
+        with pytest.raises(StoreFull) as refusal:
+            result(store.create(new_random_id(), HELLO, client))
+        assert "per_client.crowded_sessions" == refusal.value.limiter_name
+    assert many == [result(store.get(session.id)) for session in many]
+    time.now_ms += TTL_MS
+    for _ in range(5):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+
+def test_updates(stores: MemoryStores | RedisStores) -> None:
+    """A payload is replaced as often as it may be; then it can still be read, and ended."""
+    store = stores.make(max_updates=2)
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for number in (b"1", b"2"):
+        known, session = session, result(store.replace(session.id, Write(number, b""), if_match(session.tag)))
+
+    with pytest.raises(StoreFull) as refusal:
+        result(store.replace(session.id, Write(b"3", b""), UNCONDITIONAL))
+    assert "max_updates" == refusal.value.limiter_name
+    assert session == result(store.replace(session.id, Write(b"2", b""), if_match(known.tag)))
+    assert session == result(store.get(session.id))
+    result(store.delete(session.id, UNCONDITIONAL))
+
+
+def test_a_clock_that_is_set() -> None:
+    """Sessions age by a clock that nobody sets; what it is told of the time of day counts once no session lives."""
+    wall, steady = Time(), Time()
+    store = MemorySessionStore(wall, steady.steady_ns, quotas_of({}), Observer(), Tally(0, 10))
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for jump_ms in (3_600_000, -7_200_000):
+        wall.now_ms += jump_ms
+        assert session == result(store.get(session.id))
+    steady.now_ms += TTL_MS - 1
+    assert 1 == session.expires_ms - store.now_ms()
+    steady.now_ms += 1
+    with pytest.raises(SessionNotFound):
+        result(store.get(session.id))
+    assert wall.now_ms == result(store.create(new_random_id(), HELLO, CLIENT)).last_modified_ms
+
+
+def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """However many expire on their own, what they counted for comes back, to the byte."""
+    store = stores.make(max_sessions=250, max_total_bytes=250 * 5, max_client_sessions=250)
+    for index in range(250):
+        session = result(store.create(new_random_id(), Write(b"", b""), f"192.0.2.{index % 7}"))
+        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    held = stores.account()
+    assert (250, 250 * 5, 7) == (len(held.sizes), held.total_bytes, len(held.client_sessions))
+    with pytest.raises(StoreFull):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+    time.now_ms += TTL_MS
+    for _ in range(250):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+
+    assert {CLIENT: 250} == stores.account().client_sessions
+    assert 250 * 5 == stores.account().total_bytes
+
+
+@pytest.mark.parametrize("payload", [b"", b"0123", b"1_000", b"1e5", b"-1", b"inf", bytes(range(256)), b"\xc3\xa9"])
+@pytest.mark.parametrize("content_type", [b"", b"text/plain", b"7", b"\t\xff" + b"x" * 253])
+def test_every_byte_survives(store: SessionStore, payload: bytes, content_type: bytes) -> None:
+    """No payload and no type is taken for something else."""
+    session = result(store.create(new_random_id(), Write(payload, content_type), CLIENT))
+    assert (payload, content_type) == (session.payload, session.content_type)
+    assert session == result(store.get(session.id))
+
+    replaced = result(store.replace(session.id, Write(content_type, payload[:255]), UNCONDITIONAL))
+    assert (content_type, payload[:255]) == (replaced.payload, replaced.content_type)
+    assert replaced == result(store.get(session.id))
+
+
+def some_revision(tags: list[bytes]) -> st.SearchStrategy[EntityTags | None]:
+    listed = st.builds(EntityTags, st.just(False), st.frozensets(st.sampled_from([*tags, b"", b"x", b"a,b", b"*"])))
+    return st.one_of(st.none(), st.just(EntityTags(any=True, tags=frozenset())), listed)
+
+
+@given(data=st.data())
+def test_preconditions_mean_the_same(data: st.DataObject, connection: Any) -> None:
+    """Whatever the preconditions, both stores come to the same verdict."""
+    time = Time()
+    tags = [b"1" * 20, b"2" * 20, b"3" * 20, b"4" * 20]
+    preconditions = data.draw(
+        st.builds(
+            Preconditions,
+            if_match=some_revision(tags),
+            if_none_match=some_revision(tags),
+            if_modified_since_s=st.none(),
+            if_unmodified_since_s=st.sampled_from([None, -1, 0, 1]).map(
+                lambda offset_s: None if offset_s is None else time.now_ms // 1000 + offset_s
+            ),
+            repeats_from_any=st.booleans(),
+        )
+    )
+    write = data.draw(st.sampled_from([HELLO, Write(b"hello", b"text/html"), Write(b"hell", b"text/plain")]))
+    revisions = data.draw(st.integers(1, 3))
+
+    def verdicts(stores: MemoryStores | RedisStores) -> Iterator[Any]:
+        store = stores.make()
+        with patch("secrets.token_hex", side_effect=[tag.decode() for tag in tags]):
+            session = result(store.create("a" * 22, HELLO, CLIENT))
+            for _ in range(revisions - 1):
+                session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
+        for operation in (store.replace(session.id, write, preconditions), store.delete(session.id, preconditions)):
+            try:
+                after = result(operation)
+            except PreconditionFailed as failure:
+                yield failure.session.payload
+            else:
+                yield after and (after.payload, after.tag == session.tag)
+
+    assert list(verdicts(MemoryStores(time))) == list(verdicts(RedisStores(connection, time)))
+
+
+def test_sweep(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """What has expired is forgotten, and only that; the observer is told of each session that ends, once."""
+    store = stores.make()
+    old = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(3)]
+    result(store.delete(old[1].id, UNCONDITIONAL))
+    result(store.replace(old[2].id, HELLO, UNCONDITIONAL))
+    time.now_ms += 1
+    young = result(store.create(new_random_id(), HELLO, CLIENT))
+
+    assert Held(3, 15, 1, is_swept=True) == result(store.sweep())
+    time.now_ms = time.start_ms + TTL_MS
+    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+
+    assert ({young.id[:6]: 5}, 5, {CLIENT: 1}) == stores.account()
+    assert young == result(store.get(young.id))
+    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in stores.observer.sessions]
+    assert (old[1].id[:6], 0, 0, "deleted") == ended[0]
+    assert {(old[0].id[:6], 0, TTL_MS, "expired"), (old[2].id[:6], 1, TTL_MS, "expired")} == set(ended[1:])
+    assert ["lonely", "lonely", "paired"] == sorted(each.outcome for each in stores.observer.sessions)
+
+
+def test_sweep_some_at_a_time(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """Whoever sweeps hears that more is to be swept, until nothing is."""
+    store = stores.make(max_sessions=300, max_total_bytes=10_000, max_client_sessions=300)
+    for _ in range(250):
+        result(store.create(new_random_id(), HELLO, CLIENT))
+    time.now_ms += TTL_MS
+    young = result(store.create(new_random_id(), HELLO, CLIENT))
+    swept = [result(store.sweep()).is_swept]
+    while not swept[-1]:
+        swept.append(result(store.sweep()).is_swept)
+    assert 2 <= len(swept) <= 6
+    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert young == result(store.get(young.id))
+    assert 250 == len(stores.observer.sessions)
+
+
+def test_repeats_are_told(stores: MemoryStores | RedisStores) -> None:
+    """The observer is told of a write that was done before."""
+    store = stores.make()
+    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    for repeats in range(3):
+        result(store.replace(session.id, Write(b"again", b""), if_match(session.tag)))
+        assert repeats == stores.observer.repeats
+
+
+def test_memory_a_session_takes(time: Time) -> None:
+    """A session takes at most 600 bytes beside its payload, the store's own tables included."""
+    count, size = 20_000, 1024
+    store = MemoryStores(time).make(max_sessions=count, max_total_bytes=count * size, max_client_sessions=count)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for index in range(count):
+            # As over the wire, nothing is shared between sessions.
+            payload, content_type = bytes([index % 256]) * size, bytes(bytearray(b"application/octet-stream"))
+            session = result(store.create(new_random_id(), Write(payload, content_type), CLIENT))
+            result(store.replace(session.id, Write(payload[::-1], content_type), UNCONDITIONAL))
+            del session, payload, content_type
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    overhead = (after - before) / count - size
+
+    print(f"{overhead:.0f} bytes a session beside its payload")
+    assert 100 < overhead <= 600
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """A store beside a plain model of it, under any sequence of operations and times."""
+
+    sessions = Bundle("sessions")
+    writes = st.builds(Write, st.binary(max_size=40), st.sampled_from([b"text/plain", b"text/html"]))
+    clients = st.sampled_from([CLIENT, "unknown", *NETWORKS])
+
+    stores: ClassVar[Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = Time()
+        self.look = type(self).stores(self.time)
+        self.store = self.look.make(
+            max_sessions=9,
+            max_total_bytes=200,
+            max_updates=3,
+            max_client_sessions=2,
+            crowded_sessions=7,
+            crowded_client_sessions=1,
+        )
+        self.model: dict[str, Session] = {}
+        self.created: dict[str, Session] = {}
+
+    def alive(self) -> dict[str, Session]:
+        return {key: value for key, value in self.model.items() if value.expires_ms > self.time.now_ms}
+
+    def room(self, growth: int) -> bool:
+        return growth <= 0 or sum(len(session.payload) for session in self.alive().values()) + growth <= 200
+
+    def may_create(self, client: str) -> bool:
+        clients = [session.client for session in self.alive().values()]
+        most = 1 if len(clients) >= 7 else 2
+        if client == "unknown" or len(clients) == 9:
+            return len(clients) < 9
+        wider = {12: 6 * most, 14: 3 * most} if client in NETWORKS else {}
+        return clients.count(client) < most and all(
+            sum(each[:digits] == client[:digits] for each in clients if each in NETWORKS) < bound
+            for digits, bound in wider.items()
+        )
+
+    @rule(target=sessions, write=writes, client=clients)
+    def create(self, write: Write, client: str) -> Any:
+        if not self.may_create(client) or not self.room(len(write.payload)):
+            with pytest.raises(StoreFull):
+                result(self.store.create(new_random_id(), write, client))
+            return multiple()
+        session = result(self.store.create(new_random_id(), write, client))
+        assert (write, client) == ((session.payload, session.content_type), session.client)
+        assert self.time.now_ms + TTL_MS == session.expires_ms
+        self.model[session.id] = self.created[session.id[:6]] = session
+        return session
+
+    @rule(target=sessions, seen=sessions, write=writes)
+    def replace(self, seen: Session, write: Write) -> Any:
+        current = self.alive().get(seen.id)
+        operation = self.store.replace(seen.id, write, if_match(seen.tag))
+        if current is None:
+            with pytest.raises(SessionNotFound):
+                result(operation)
+        elif current.tag != seen.tag:
+            if seen.tag == current.previous_tag and write == (current.payload, current.content_type):
+                assert current == result(operation)
+            else:
+                with pytest.raises(PreconditionFailed) as failure:
+                    result(operation)
+                assert current == failure.value.session
+        elif current.updates == 3 or not self.room(len(write.payload) - len(current.payload)):
+            with pytest.raises(StoreFull):
+                result(operation)
+        else:
+            self.model[seen.id] = self.created[seen.id[:6]] = result(operation)
+            assert write == (self.model[seen.id].payload, self.model[seen.id].content_type)
+            return self.model[seen.id]
+        return multiple()
+
+    @rule(seen=consumes(sessions))
+    def delete(self, seen: Session) -> None:
+        if seen.id in self.alive():
+            result(self.store.delete(seen.id, UNCONDITIONAL))
+            del self.model[seen.id]
+        else:
+            with pytest.raises(SessionNotFound):
+                result(self.store.delete(seen.id, UNCONDITIONAL))
+
+    @rule(elapsed_ms=st.sampled_from([1, 1000, TTL_MS // 2, TTL_MS - 1, TTL_MS]))
+    def wait(self, elapsed_ms: int) -> None:
+        self.time.now_ms += elapsed_ms
+
+    @rule()
+    def sweep(self) -> None:
+        held = result(self.store.sweep())
+        assert (len(self.alive()), True) == (held.sessions, held.is_swept)
+        assert held.sessions + len(self.look.observer.sessions) == len(self.created)
+        for ended in self.look.observer.sessions:
+            assert self.created[ended.id[:6]].updates == ended.updates
+
+    @invariant()
+    def agrees(self) -> None:
+        for session in self.alive().values():
+            assert session == result(self.store.get(session.id))
+        held = self.look.account()
+        assert {each.id[:6]: len(each.payload) for each in self.alive().values()}.items() <= held.sizes.items()
+        assert sum(held.sizes.values()) == held.total_bytes
+        counted: Counter[str] = Counter()
+        for short_id in held.sizes:
+            client = self.created[short_id].client
+            counted.update([client[:digits] for digits in (16, 14, 12)] if client in NETWORKS else [client])
+        del counted["unknown"]
+        assert counted == held.client_sessions
+        assert 9 >= len(held.sizes)
+
+
+class MemoryMachine(StoreMachine):
+    """The memory store."""
+
+    stores = MemoryStores
+
+
+MemoryMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+test_memory_against_a_model = MemoryMachine.TestCase
+
+
+class RedisMachine(StoreMachine):
+    """The Redis store."""
+
+
+@pytest.fixture
+def _redis_machine(connection: Any) -> None:
+    RedisMachine.stores = partial(RedisStores, connection)
+
+
+RedisMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=50, deadline=None)
+test_redis_against_a_model = pytest.mark.usefixtures("_redis_machine")(RedisMachine.TestCase)
+
+
+def test_many_hold_nobody_up(time: Time) -> None:
+    """Many sessions are nothing to the garbage collector, for which everybody would have to wait."""
+    stores = MemoryStores(time)
+    store = stores.make(max_sessions=10_000, max_total_bytes=100_000)
+    write = Write(b"hello", b"text/plain")
+    gc.collect()
+    before = sum(isinstance(each, Session) for each in gc.get_objects())
+    for number in range(5000):
+        result(store.create(f"{number:022}", write, f"10.0.{number >> 8}.{number & 255}"))
+        stores.reads.add(f"{number:022}", 0)
+    gc.collect()
+
+    looked_at = gc.get_objects()
+    assert sum(isinstance(each, Session) for each in looked_at) - before < 500
+    assert not [each for each in looked_at if isinstance(each, dict) and "10.0.0.1" in each]
