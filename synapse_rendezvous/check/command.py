@@ -1,4 +1,4 @@
-"""The command `check`: its options, and what becomes of its report. It imports without Synapse."""
+"""The command line of `check`. It imports without Synapse, so that it can say that Synapse is missing."""
 
 import argparse
 import importlib.util
@@ -54,41 +54,43 @@ def run(options: argparse.Namespace) -> int:
     from twisted.internet import defer, task
 
     from synapse_rendezvous.check.findings import Report
-    from synapse_rendezvous.check.reach import InvalidURL, parse_target
-    from synapse_rendezvous.check.report import anonymized, as_json, as_text
+    from synapse_rendezvous.check.reachability import InvalidTarget, parse_target
+    from synapse_rendezvous.check.report import anonymize, as_json, as_text
     from synapse_rendezvous.check.runner import run_check
 
     try:
         parse_target(options.url)
-    except InvalidURL as error:
+    except InvalidTarget as error:
         return _refuse(str(error))
-    wanted = CheckOptions(target=options.url, origin=options.origin, family=options.family, configs=options.configs)
+    check_options = CheckOptions(
+        target=options.url, origin=options.origin, family=options.family, configs=options.configs
+    )
     reports: list[Report] = []
 
     def main(reactor: object) -> "defer.Deferred[None]":
-        return defer.Deferred.fromCoroutine(run_check(reactor, wanted)).addCallback(reports.append)
+        return defer.Deferred.fromCoroutine(run_check(reactor, check_options)).addCallback(reports.append)
 
     try:
         task.react(main, ())
     except SystemExit:
-        if not reports:  # interrupted, or a defect, whose traceback has been written
+        if not reports:  # interrupted; or a defect, and Twisted has written its traceback
             return COULD_NOT_TEST
     (report,) = reports
     if options.anonymize:
-        report = anonymized(report)
+        report = anonymize(report)
     if options.json:
         print(as_json(report))
         return report.status
     try:
         "✅".encode(sys.stdout.encoding)
-        has_signs = True
+        has_unicode = True
     except UnicodeEncodeError:
-        has_signs = False
+        has_unicode = False
     has_colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(as_text(report, has_colour=has_colour, has_signs=has_signs))
+    print(as_text(report, has_colour=has_colour, has_unicode=has_unicode))
     return report.status
 
 
-def _refuse(why: str) -> int:
-    print(why, file=sys.stderr)
+def _refuse(reason: str) -> int:
+    print(reason, file=sys.stderr)
     return COULD_NOT_TEST

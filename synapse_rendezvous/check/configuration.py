@@ -1,4 +1,4 @@
-"""What homeserver.yaml says of the module, before anything is asked."""
+"""Whether homeserver.yaml is right for the module."""
 
 import contextlib
 import pathlib
@@ -16,69 +16,69 @@ from synapse_rendezvous.paths import ETAG_PREFIX
 _MODULE = "synapse_rendezvous.RendezvousModule"
 
 
-def read_configuration(paths: Sequence[str], base: str, findings: Findings) -> str:
-    """Look at the configuration.
+def check_configuration(paths: Sequence[str], base_url: str, findings: Findings) -> str:
+    """Check the configuration.
 
     Args:
-        paths: homeserver.yaml, and what else is given to Synapse by `-c`.
-        base: the URL of the homeserver that is checked.
-        findings: where it is told what was found.
+        paths: of homeserver.yaml and of the other files that Synapse is given by `-c`.
+        base_url: the URL of the homeserver that is checked.
+        findings: takes what is found.
 
     Returns:
-        The path of the collection; empty if the configuration does not say it.
+        The path of the collection; empty if the configuration does not have it.
     """
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Synapse prints what it ignores
+        with contextlib.redirect_stdout(sys.stderr):  # Synapse prints the files that it ignores
             files = find_config_files(list(paths))
             config = read_config_files(files)
     except (OSError, yaml.YAMLError, ConfigError) as error:
-        findings.add("config.unreadable", *str(error).splitlines())
+        findings.add_problem("config.unreadable", *str(error).splitlines())
         return ""
-    _look_at_listeners(config, findings)
-    baseurl = str(config.get("public_baseurl") or f"https://{config['server_name']}/").rstrip("/")
-    if baseurl != base:
-        findings.add("config.public_baseurl", f"it is {baseurl}; checked is {base}")
-    options = _options(config, findings)
+    _check_listeners(config, findings)
+    public_baseurl = str(config.get("public_baseurl") or f"https://{config['server_name']}/").rstrip("/")
+    if public_baseurl != base_url:
+        findings.add_problem("config.public_baseurl", f"it is {public_baseurl}; checked is {base_url}")
+    options = _module_options(config, findings)
     if options is None:
         return ""
     try:
         parsed = RendezvousConfig.parse(options)
     except ConfigError as error:
-        findings.add("config.options", f"{'.'.join(map(str, error.path or ()))}: {error.msg}")
+        findings.add_problem("config.options", f"{'.'.join(map(str, error.path or ()))}: {error.msg}")
         return ""
-    _look_at_neighbours(config, parsed, findings)
+    _check_surroundings(config, parsed, findings)
     if not findings.has_problem("configuration"):
         names = ", ".join(pathlib.Path(file).name for file in files)
         findings.ok("configuration", f"{names}: the module is loaded once, and all of its options are right")
     return parsed.dialects.msc3886.path if parsed.dialects.msc3886.enabled else parsed.dialects.msc4108.path
 
 
-def _options(config: Mapping[str, Any], findings: Findings) -> Any:
-    """Return the options of the module, None if it is not loaded once."""
+def _module_options(config: Mapping[str, Any], findings: Findings) -> Any:
+    """Return the options of the module; None unless exactly one item of `modules` loads it."""
     modules = config.get("modules") or []
     ours = [item for item in modules if isinstance(item, Mapping) and item.get("module") == _MODULE]
     if len(ours) != 1:
         loaded = ", ".join(str(item.get("module")) for item in modules if isinstance(item, Mapping)) or "nothing"
-        findings.add("config.module_twice" if ours else "config.module_missing", f"loaded: {loaded}")
+        findings.add_problem("config.module_twice" if ours else "config.module_missing", f"loaded: {loaded}")
         return None
     return ours[0].get("config") or {}
 
 
-def _look_at_listeners(config: Mapping[str, Any], findings: Findings) -> None:
+def _check_listeners(config: Mapping[str, Any], findings: Findings) -> None:
     for listener in [*(config.get("listeners") or []), *(config.get("worker_listeners") or [])]:
         names = {name for resource in listener.get("resources") or [] for name in resource.get("names") or []}
-        # On a unix socket it is so by default.
+        # On a unix socket, x_forwarded is on by default.
         if "client" in names and "port" in listener and not listener.get("x_forwarded"):
-            findings.add("config.x_forwarded", f"port {listener['port']}")
+            findings.add_problem("config.x_forwarded", f"port {listener['port']}")
 
 
-def _look_at_neighbours(config: Mapping[str, Any], parsed: RendezvousConfig, findings: Findings) -> None:
-    """Look at what of Synapse's own configuration concerns the module."""
+def _check_surroundings(config: Mapping[str, Any], parsed: RendezvousConfig, findings: Findings) -> None:
+    """Check the options of Synapse that concern the module."""
     paths = (parsed.dialects.msc3886, parsed.dialects.msc4108, parsed.dialects.msc4388)
     below = [dialect.path for dialect in paths if dialect.enabled and f"{dialect.path}/".startswith(f"{ETAG_PREFIX}/")]
     if below and (config.get("experimental_features") or {}).get("msc4108_enabled"):
-        findings.add("config.msc4108_enabled", f"both at {below[0]}")
+        findings.add_problem("config.msc4108_enabled", f"both at {below[0]}")
     has_redis = (config.get("redis") or {}).get("enabled")
     has_workers = config.get("instance_map") or config.get("worker_app")
     if has_workers and (parsed.store == "memory" or not has_redis):
-        findings.add("config.workers_memory", f"store: {parsed.store}; Redis {'on' if has_redis else 'off'}")
+        findings.add_problem("config.workers_memory", f"store: {parsed.store}; Redis {'on' if has_redis else 'off'}")

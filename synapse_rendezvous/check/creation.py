@@ -1,93 +1,91 @@
-"""How the session is created that the rest is about, and what the answer says of it."""
+"""Creates the session that the rest of the check uses, and looks at the response."""
 
 import time
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-from synapse_rendezvous.check.answer import Answer
-from synapse_rendezvous.check.probe import Unanswered
-from synapse_rendezvous.check.reach import is_local
-from synapse_rendezvous.check.visit import Visit, has, whole
+from synapse_rendezvous.check.connection import is_local
+from synapse_rendezvous.check.context import CheckContext
+from synapse_rendezvous.check.response import Outcome, Response, has_status
 
-_SIZE = 2000
-"""How long payloads are: long enough for proxies to compress them."""
+_PAYLOAD_SIZE = 2000
+"""Long enough for proxies to compress it."""
 
-_SHORT = 10
+_SMALL_PAYLOAD_SIZE = 10
 
 _MAX_SKEW_S = 5
 
 
-async def create(visit: Visit) -> None:
-    """Create the session that the rest is about.
+async def check_create(context: CheckContext) -> None:
+    """Create the session that the rest of the check uses.
 
     Raises:
-        Stopped: there is none.
+        Stopped: it could not be created.
     """
-    findings = visit.findings
-    size = visit.size = min(_SIZE, visit.about["max_bytes"])
-    answer = await visit.ask("POST", visit.collection, body=visit.new_payload())
-    if not has(answer, 200, 201) and not (isinstance(answer, Answer) and answer.is_ours):
-        # Perhaps it was only too long for something on the way.
-        visit.size = min(_SHORT, size)
-        again = await visit.ask("POST", visit.collection, body=visit.new_payload())
-        if has(again, 200, 201):
-            findings.add("body.limit", f"a body of {size} bytes: {answer}", answer=whole(answer))
-            answer = again
-    if not has(answer, 200, 201) or not visit.url_of(answer):
-        raise findings.stop(_why_not(answer), f"POST: {answer}", answer=whole(answer))
-    visit.session = visit.url_of(answer)
-    visit.tag = answer.one("ETag") or ""
-    findings.ok("create", f"POST made a session ({answer.code})")
-    if not visit.tag:
-        findings.add("etag.removed", "on the answer to POST", answer=answer)
-    _look_at_dates(visit, answer)
-    await _follow(visit, answer.content.get("url"))
+    findings = context.findings
+    size = context.payload_size = min(_PAYLOAD_SIZE, context.server_info["max_bytes"])
+    response = await context.request("POST", context.collection_url, body=context.new_payload())
+    if not has_status(response, 200, 201) and not (isinstance(response, Response) and response.is_from_module):
+        # A proxy may have refused it for its size alone.
+        context.payload_size = min(_SMALL_PAYLOAD_SIZE, size)
+        second = await context.request("POST", context.collection_url, body=context.new_payload())
+        if has_status(second, 200, 201):
+            findings.add_problem("body.limit", f"a body of {size} bytes: {response}", response=response)
+            response = second
+    if not has_status(response, 200, 201) or not context.session_url_of(response):
+        raise findings.stop(_diagnose_failure(response), f"POST: {response}", response=response)
+    context.session_url = context.session_url_of(response)
+    context.etag = response.field_value("ETag") or ""
+    findings.ok("create", f"POST made a session ({response.code})")
+    if not context.etag:
+        findings.add_problem("etag.removed", "on the answer to POST", response=response)
+    _check_dates(context, response)
+    await _follow_url(context, response.content.get("url"))
 
 
-def _why_not(answer: Answer | Unanswered) -> str:
-    """Name the problem by the answer to a POST that made no session."""
-    if isinstance(answer, Answer) and answer.is_ours:
+def _diagnose_failure(outcome: Outcome) -> str:
+    """Return the id of the problem, by what came of a POST that created no session."""
+    if isinstance(outcome, Response) and outcome.is_from_module:
         known = {401: "create.refused", 403: "create.refused", 503: "create.unavailable"}
-        return known.get(answer.code, "create.failed")
-    return "route.method" if has(answer, 403, 404, 405) else "create.failed"
+        return known.get(outcome.code, "create.failed")
+    return "route.method" if has_status(outcome, 403, 404, 405) else "create.failed"
 
 
-def _look_at_dates(visit: Visit, answer: Answer) -> None:
-    findings = visit.findings
+def _check_dates(context: CheckContext, response: Response) -> None:
+    findings = context.findings
     try:
         expires, modified = (
-            parsedate_to_datetime(answer.all(name)[0]).timestamp() for name in ("Expires", "Last-Modified")
+            parsedate_to_datetime(response.field_lines(name)[0]).timestamp() for name in ("Expires", "Last-Modified")
         )
     except (IndexError, ValueError, TypeError):
-        return  # a matter for whoever looks at headers
-    life_s = visit.about["ttl_ms"] / 1000
-    if abs(expires - modified - life_s) > 2:
-        findings.add(
-            "headers.expires", f"{expires - modified:.0f} s after Last-Modified, not {life_s:.0f}", answer=answer
-        )
+        return  # `check_response_headers` reports missing fields
+    lifetime_s = context.server_info["ttl_ms"] / 1000
+    if abs(expires - modified - lifetime_s) > 2:
+        evidence = f"{expires - modified:.0f} s after Last-Modified, not {lifetime_s:.0f}"
+        findings.add_problem("headers.expires", evidence, response=response)
     skew_s = modified - time.time()
-    if not -_MAX_SKEW_S - answer.seconds < skew_s < _MAX_SKEW_S:
-        findings.add(
-            "clock.skew", f"the server's is {abs(skew_s):.0f} s {'ahead' if skew_s > 0 else 'behind'}", answer=answer
-        )
+    if not -_MAX_SKEW_S - response.seconds < skew_s < _MAX_SKEW_S:
+        evidence = f"the server's is {abs(skew_s):.0f} s {'ahead' if skew_s > 0 else 'behind'}"
+        findings.add_problem("clock.skew", evidence, response=response)
 
 
-async def _follow(visit: Visit, url: object) -> None:
-    """Read the session at the URL that the server gave it."""
-    if not isinstance(url, str) or url == visit.session:
+async def _follow_url(context: CheckContext, url: object) -> None:
+    """Read the session at the URL that the response to its creation gives."""
+    if not isinstance(url, str) or url == context.session_url:
         return
-    asked, given = urlsplit(visit.session), urlsplit(url)
-    is_remote = not _is_local_name(asked.hostname)
-    if is_remote and (_is_local_name(given.hostname) or (asked.scheme, given.scheme) == ("https", "http")):
-        visit.findings.add("create.url", url)
+    findings = context.findings
+    used, given = urlsplit(context.session_url), urlsplit(url)
+    is_remote = not _is_local_name(used.hostname)
+    if is_remote and (_is_local_name(given.hostname) or (used.scheme, given.scheme) == ("https", "http")):
+        findings.add_problem("create.url", url)
         return
-    answer = await visit.ask("GET", url, is_kept=False, name="GET of the session's URL")
-    if has(answer, 200):
-        visit.findings.ok("create", f"the URL that the server hands out leads to it ({given.scheme}://{given.netloc})")
-    elif is_remote or isinstance(answer, Answer):
-        visit.findings.add("create.url", url, answer, answer=whole(answer))
+    response = await context.request("GET", url, is_recorded=False, name="GET of the session's URL")
+    if has_status(response, 200):
+        findings.ok("create", f"the URL that the server hands out leads to it ({given.scheme}://{given.netloc})")
+    elif is_remote or isinstance(response, Response):
+        findings.add_problem("create.url", url, response, response=response)
     else:
-        visit.findings.not_tested("create", f"the URL that the server hands out: {url}: {answer}")
+        findings.not_tested("create", f"the URL that the server hands out: {url}: {response}")
 
 
 def _is_local_name(host: str | None) -> bool:

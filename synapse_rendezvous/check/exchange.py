@@ -1,14 +1,13 @@
-"""One rendezvous, played as two devices do: read, poll, write, read again, end."""
+"""One rendezvous, as two devices would run it: read, poll, write, read again, delete."""
 
 import gzip
 import zlib
 from collections.abc import Callable
 
-from synapse_rendezvous.check.answer import Answer
-from synapse_rendezvous.check.probe import Unanswered
-from synapse_rendezvous.check.visit import Visit, has, whole
+from synapse_rendezvous.check.context import CheckContext
+from synapse_rendezvous.check.response import Outcome, Response, has_status
 
-_REVISION = ("ETag", "Expires", "Last-Modified")
+_REVISION_FIELDS = ("ETag", "Expires", "Last-Modified")
 
 _DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "identity": bytes,
@@ -16,177 +15,189 @@ _DECODERS: dict[str, Callable[[bytes], bytes]] = {
     "deflate": zlib.decompress,
 }
 
-_OF_CACHES = ("Age", "X-Cache", "X-Cache-Status", "X-Proxy-Cache", "CF-Cache-Status")
+_CACHE_FIELDS = ("Age", "X-Cache", "X-Cache-Status", "X-Proxy-Cache", "CF-Cache-Status")
 
 
-async def read(visit: Visit) -> None:
-    """Read what was created: in whatever coding the way there prefers, and as it is.
+async def check_read(context: CheckContext) -> None:
+    """Read the new session: in whatever content coding a proxy prefers, then in none.
 
     Raises:
-        Stopped: the session is not there.
+        Stopped: the session cannot be read.
     """
-    findings, made = visit.findings, visit.tag
+    findings, created_etag = context.findings, context.etag
     for coding in ("gzip, deflate, br, zstd", "identity"):
-        answer = await visit.ask("GET", visit.session, {"Accept-Encoding": coding})
-        if not has(answer, 200):
-            problem = "route.ids" if has(answer, 403, 404, 405) else "read.failed"
-            raise findings.stop(problem, f"GET: {answer}", answer=whole(answer))
+        response = await context.request("GET", context.session_url, {"Accept-Encoding": coding})
+        if not has_status(response, 200):
+            problem = "route.ids" if has_status(response, 403, 404, 405) else "read.failed"
+            raise findings.stop(problem, f"GET: {response}", response=response)
         if coding != "identity":
-            _look_at_coding(visit, answer)
-        elif answer.body != visit.payload:
-            findings.add("read.changed", f"{len(visit.payload)} bytes became {len(answer.body)}", answer=answer)
-        _look_at_type(visit, answer)
-        tag = answer.one("ETag") or ""
-        if not tag and made and "etag.removed" not in findings:
-            findings.add("etag.removed", f"on the answer to GET, with Accept-Encoding: {coding}", answer=answer)
+            _check_coding(context, response)
+        elif response.body != context.payload:
+            evidence = f"{len(context.payload)} bytes became {len(response.body)}"
+            findings.add_problem("read.changed", evidence, response=response)
+        _check_content_type(context, response)
+        etag = response.field_value("ETag") or ""
+        if not etag and created_etag and "etag.removed" not in findings:
+            evidence = f"on the answer to GET, with Accept-Encoding: {coding}"
+            findings.add_problem("etag.removed", evidence, response=response)
         if coding != "identity":
-            visit.tag = tag or made
+            context.etag = etag or created_etag
     if not findings.has_problem("read"):
         findings.ok("read", "payload, Content-Type and ETag arrive unharmed, whatever the Accept-Encoding")
 
 
-def _look_at_coding(visit: Visit, answer: Answer) -> None:
-    findings, coding = visit.findings, answer.one("Content-Encoding")
-    made, tag = visit.tag, answer.one("ETag") or ""
+def _check_coding(context: CheckContext, response: Response) -> None:
+    findings, coding = context.findings, response.field_value("Content-Encoding")
+    sent, received = context.etag, response.field_value("ETag") or ""
     compressed = f"Content-Encoding: {coding}" if coding else "not compressed"
-    if tag and made and tag != made:
-        kind = "etag.weakened" if made.strip('"') in tag else "etag.replaced"
-        findings.add(kind, f"sent: {made}", f"got:  {tag}", compressed, answer=answer)
+    if received and sent and received != sent:
+        problem = "etag.weakened" if sent.strip('"') in received else "etag.replaced"
+        findings.add_problem(problem, f"sent: {sent}", f"got:  {received}", compressed, response=response)
     elif coding:
-        findings.add("read.compressed", compressed, answer=answer)
+        findings.add_problem("read.compressed", compressed, response=response)
     try:
-        decoder = _DECODERS.get(coding or "identity")  # others are left alone: not every Python knows them
-        is_changed = decoder is not None and decoder(answer.body) != visit.payload
+        decode = _DECODERS.get(coding or "identity")  # not every Python has a decoder for the other codings
+        is_changed = decode is not None and decode(response.body) != context.payload
     except (OSError, EOFError, zlib.error):
         is_changed = True
     if is_changed:
-        findings.add("read.changed", compressed, f"begins with {answer.body[:40]!r}", answer=answer)
+        findings.add_problem("read.changed", compressed, f"begins with {response.body[:40]!r}", response=response)
 
 
-def _look_at_type(visit: Visit, answer: Answer) -> None:
-    findings, sort = visit.findings, answer.one("Content-Type")
-    if sort == "text/plain" or "type.charset" in findings or "type.changed" in findings:
+def _check_content_type(context: CheckContext, response: Response) -> None:
+    findings, received = context.findings, response.field_value("Content-Type")
+    if received == "text/plain" or "type.charset" in findings or "type.changed" in findings:
         return
-    is_charset = (sort or "").lower().replace(" ", "").startswith("text/plain;charset=")
-    findings.add("type.charset" if is_charset else "type.changed", "sent: text/plain", f"got:  {sort}", answer=answer)
+    has_charset = (received or "").lower().replace(" ", "").startswith("text/plain;charset=")
+    problem = "type.charset" if has_charset else "type.changed"
+    findings.add_problem(problem, "sent: text/plain", f"got:  {received}", response=response)
 
 
-async def poll(visit: Visit) -> None:
-    """Ask for news with the tag as it arrived; there are none."""
-    findings = visit.findings
+async def check_poll(context: CheckContext) -> None:
+    """Read on condition that the session has changed since the ETag that arrived; it has not."""
+    findings = context.findings
     if findings.has_problem("poll") or "cache.stale" in findings:
         return
-    fields = {"If-None-Match": visit.tag, "Accept-Encoding": "identity"}
-    answer = await visit.ask("GET", visit.session, fields, name="GET with If-None-Match")
-    if has(answer, 200) and visit.payload not in (b"", answer.body) and "read.changed" not in findings:
-        _tell_of_cache(visit, answer)
+    fields = {"If-None-Match": context.etag, "Accept-Encoding": "identity"}
+    response = await context.request("GET", context.session_url, fields, name="GET with If-None-Match")
+    if has_status(response, 200) and context.payload not in (b"", response.body) and "read.changed" not in findings:
+        _add_stale_cache(context, response)
         return
-    if not has(answer, 304):
-        findings.add("poll.ignored", f"If-None-Match: {visit.tag}", f"got, not 304: {answer}", answer=whole(answer))
+    if not has_status(response, 304):
+        evidence = (f"If-None-Match: {context.etag}", f"got, not 304: {response}")
+        findings.add_problem("poll.ignored", *evidence, response=response)
         return
-    missing = [name for name in _REVISION if answer.one(name) is None]
+    missing = [name for name in _REVISION_FIELDS if response.field_value(name) is None]
     if missing:
-        findings.add("poll.headers", f"missing: {', '.join(missing)}", answer=answer)
+        findings.add_problem("poll.headers", f"missing: {', '.join(missing)}", response=response)
 
 
-def _tell_of_cache(visit: Visit, answer: Answer) -> None:
-    hints = [f"{name}: {value}" for name in _OF_CACHES if (value := answer.one(name))]
-    visit.findings.add("cache.stale", "GET after a PUT still has the old payload", *hints, answer=answer)
+def _add_stale_cache(context: CheckContext, response: Response) -> None:
+    hints = [f"{name}: {value}" for name in _CACHE_FIELDS if (value := response.field_value(name))]
+    evidence = ("GET after a PUT still has the old payload", *hints)
+    context.findings.add_problem("cache.stale", *evidence, response=response)
 
 
-async def write(visit: Visit) -> None:
-    """Write on condition, then the same again, then with the old tag, then without telling the length.
+async def check_write(context: CheckContext) -> None:
+    """Write with the current ETag; send the same again; write with the old ETag; write without a Content-Length.
 
     Raises:
         Stopped: the session cannot be written.
     """
-    findings, old = visit.findings, visit.tag
-    on_old = {"If-Match": old or "*"}
-    payload = visit.new_payload()
-    answer = await visit.ask("PUT", visit.session, on_old, payload)
-    if has(answer, 412) and old:
-        raise findings.stop("etag.rejected", f"If-Match: {old}", answer, answer=whole(answer))
-    if not has(answer, 202):
-        problem = "route.method" if _is_refused(answer) else "write.failed"
-        raise findings.stop(problem, f"PUT: {answer}", answer=whole(answer))
-    _learn(visit, answer)
-    if not (old and visit.tag):
+    findings, url, old_etag = context.findings, context.session_url, context.etag
+    old_condition = {"If-Match": old_etag or "*"}
+    payload = context.new_payload()
+    response = await context.request("PUT", url, old_condition, payload)
+    if has_status(response, 412) and old_etag:
+        raise findings.stop("etag.rejected", f"If-Match: {old_etag}", response, response=response)
+    if not has_status(response, 202):
+        problem = "route.method" if _is_method_blocked(response) else "write.failed"
+        raise findings.stop(problem, f"PUT: {response}", response=response)
+    _update_etag(context, response)
+    if not (old_etag and context.etag):
         findings.not_tested("write", "writes on condition: there is no ETag")
         return
-    again = await visit.ask("PUT", visit.session, on_old, payload, name="PUT, sent twice")
-    if not has(again, 202):
-        findings.add("write.replay", f"PUT, sent twice: {again}", answer=whole(again))
-    stale = await visit.ask("PUT", visit.session, on_old, b"stale", name="PUT with an old ETag")
-    if has(stale, 202):
-        visit.payload = b"stale"
-        _learn(visit, stale)
-        findings.add("write.unconditional", f"If-Match: {old}", answer=whole(stale))
+    repeated = await context.request("PUT", url, old_condition, payload, name="PUT, sent twice")
+    if not has_status(repeated, 202):
+        findings.add_problem("write.replay", f"PUT, sent twice: {repeated}", response=repeated)
+    stale = await context.request("PUT", url, old_condition, b"stale", name="PUT with an old ETag")
+    if has_status(stale, 202):
+        context.payload = b"stale"
+        _update_etag(context, stale)
+        findings.add_problem("write.unconditional", f"If-Match: {old_etag}", response=stale)
     else:
-        expect_error(visit, "PUT with an old ETag", 412, stale)
-    payload = visit.new_payload()
-    chunked = await visit.ask(
-        "PUT", visit.session, {"If-Match": visit.tag}, payload, is_chunked=True, name="PUT, chunked"
-    )
-    if has(chunked, 202):
-        _learn(visit, chunked)
+        expect_error(context, "PUT with an old ETag", 412, stale)
+    payload = context.new_payload()
+    condition = {"If-Match": context.etag}
+    chunked = await context.request("PUT", url, condition, payload, is_chunked=True, name="PUT, chunked")
+    if has_status(chunked, 202):
+        _update_etag(context, chunked)
     else:
-        visit.payload = b""  # whether it was stored is not known
-        findings.add("body.chunked", chunked, answer=whole(chunked))
+        context.payload = b""  # the server may have stored it or not
+        findings.add_problem("body.chunked", chunked, response=chunked)
     if not findings.has_problem("write"):
         findings.ok("write", "PUT with If-Match is 202, also chunked and sent twice; with an old ETag it is 412")
 
 
-def expect_error(visit: Visit, name: str, status: int, answer: Answer | Unanswered) -> None:
-    """Note where an error of the server did not arrive as the server words it."""
-    if not has(answer, status) or not answer.is_ours:
-        visit.replaced.append((f"{name}: {answer}, not {status} in JSON", whole(answer)))
+def expect_error(context: CheckContext, name: str, status: int, outcome: Outcome) -> None:
+    """Record an error response of the module that did not arrive as the module sent it.
+
+    Args:
+        context: of the check.
+        name: of the request, for a person.
+        status: the status code of the module's response.
+        outcome: what came of the request.
+    """
+    if not has_status(outcome, status) or not outcome.is_from_module:
+        context.replaced_errors.append((f"{name}: {outcome}, not {status} in JSON", outcome))
 
 
-def _is_refused(answer: Answer | Unanswered) -> bool:
-    """Whether something on the way does not let a method through."""
-    return has(answer, 403, 404, 405) and not answer.is_ours
+def _is_method_blocked(outcome: Outcome) -> bool:
+    """Whether something between here and the module refused the method of the request."""
+    return has_status(outcome, 403, 404, 405) and not outcome.is_from_module
 
 
-def _learn(visit: Visit, answer: Answer) -> None:
-    """Take the new tag from the answer to a write."""
-    tag = answer.one("ETag") or ""
-    if not tag and visit.tag and "etag.removed" not in visit.findings:
-        visit.findings.add("etag.removed", "on the answer to PUT", answer=answer)
-    visit.tag = tag
+def _update_etag(context: CheckContext, response: Response) -> None:
+    """Take the new ETag from the response to a write."""
+    etag = response.field_value("ETag") or ""
+    if not etag and context.etag and "etag.removed" not in context.findings:
+        context.findings.add_problem("etag.removed", "on the answer to PUT", response=response)
+    context.etag = etag
 
 
-async def read_again(visit: Visit) -> None:
-    """Read what was written last."""
-    if "cache.stale" in visit.findings:
+async def check_fresh(context: CheckContext) -> None:
+    """Read the payload that was written last."""
+    findings = context.findings
+    if "cache.stale" in findings:
         return
-    if not visit.payload or "read.changed" in visit.findings:
-        visit.findings.not_tested("fresh", "it is not known what should arrive")
+    if not context.payload or "read.changed" in findings:
+        findings.not_tested("fresh", "it is not known what should arrive")
         return
-    answer = await visit.ask("GET", visit.session, {"Accept-Encoding": "identity"})
-    if not has(answer, 200):
-        visit.findings.add("read.failed", f"GET after a PUT: {answer}", answer=whole(answer))
-    elif answer.body != visit.payload:
-        _tell_of_cache(visit, answer)
+    response = await context.request("GET", context.session_url, {"Accept-Encoding": "identity"})
+    if not has_status(response, 200):
+        findings.add_problem("read.failed", f"GET after a PUT: {response}", response=response)
+    elif response.body != context.payload:
+        _add_stale_cache(context, response)
     else:
-        visit.findings.ok("fresh", "a new message is seen at once")
+        findings.ok("fresh", "a new message is seen at once")
 
 
-async def end(visit: Visit) -> None:
-    """Look by HEAD, end the session, and see whether it has ended."""
-    findings = visit.findings
-    head = await visit.ask("HEAD", visit.session)
-    if not has(head, 200):
-        findings.add("end.head", f"HEAD: {head}", answer=whole(head))
-    deleted = await visit.ask("DELETE", visit.session)
-    if not has(deleted, 204):
-        problem = "route.method" if _is_refused(deleted) else "end.failed"
-        findings.add(problem, f"DELETE: {deleted}", answer=whole(deleted))
+async def check_end(context: CheckContext) -> None:
+    """Send HEAD, delete the session, and try to read it."""
+    findings, url = context.findings, context.session_url
+    head = await context.request("HEAD", url)
+    if not has_status(head, 200):
+        findings.add_problem("end.head", f"HEAD: {head}", response=head)
+    deleted = await context.request("DELETE", url)
+    if not has_status(deleted, 204):
+        problem = "route.method" if _is_method_blocked(deleted) else "end.failed"
+        findings.add_problem(problem, f"DELETE: {deleted}", response=deleted)
         return
-    gone = await visit.ask("GET", visit.session, name="GET after DELETE")
-    if has(gone, 200) and gone.is_ours:
+    gone = await context.request("GET", url, name="GET after DELETE")
+    if has_status(gone, 200) and gone.is_from_module:
         if "cache.stale" not in findings:
-            findings.add("cache.stale", "GET after DELETE still finds the session", answer=gone)
+            findings.add_problem("cache.stale", "GET after DELETE still finds the session", response=gone)
     else:
-        expect_error(visit, "GET after DELETE", 404, gone)
+        expect_error(context, "GET after DELETE", 404, gone)
     if not findings.has_problem("end"):
         findings.ok("end", "HEAD, DELETE and the GET after it are answered as they should be")

@@ -1,11 +1,11 @@
-"""What a check finds, and what that makes of the whole."""
+"""What a check finds, and the verdict that follows from it."""
 
 from collections.abc import Sequence
 
 import attr
 
-from synapse_rendezvous.check.answer import Answer
 from synapse_rendezvous.check.problems import SECTIONS, Level, problem
+from synapse_rendezvous.check.response import Outcome, Response
 from synapse_rendezvous.paths import MSC3886
 
 
@@ -14,13 +14,13 @@ class Finding:
     """One fact.
 
     Attributes:
-        id: that of a problem, or else of a section.
-        section: in which part of the check it is told.
-        level: what it means.
-        title: what was found, in a sentence.
-        evidence: what was seen, a line each.
-        by: who answered, where that matters.
-        product: the reverse proxy that the fix is for; until there is one, the one that answered, if that is known.
+        id: the id of a problem; for anything else, the section.
+        section: the part of the check that it belongs to.
+        level: how serious it is.
+        title: the fact in a sentence.
+        evidence: what was received, a line each.
+        server_fields: how the server or proxy that sent the response names itself; empty if it does not matter.
+        product: the reverse proxy that the fix is for. Before `Findings.complete`, the one that sent the response.
         effect: what it means for users.
         fix: what to do about it.
     """
@@ -30,86 +30,89 @@ class Finding:
     level: Level
     title: str
     evidence: tuple[str, ...] = ()
-    by: str = ""
+    server_fields: str = ""
     product: str | None = None
     effect: str = ""
     fix: str = ""
 
     @property
     def doc(self) -> str:
-        """Where there is more about it."""
+        """Where the documentation says more about it."""
         return f"docs/check.md#{SECTIONS[self.section].lower().replace(' ', '-')}"
 
 
 class Stopped(Exception):
-    """Whatever else would be tested means nothing any more."""
+    """A problem was found that makes the rest of the check meaningless."""
 
 
 class Findings:
-    """Collects what is found."""
+    """Collects the findings of a check."""
 
     def __init__(self) -> None:
-        self._all: list[Finding] = []
+        self._findings: list[Finding] = []
 
     def __contains__(self, finding_id: str) -> bool:
-        return any(finding.id == finding_id for finding in self._all)
+        return any(finding.id == finding_id for finding in self._findings)
 
     def has_problem(self, section: str) -> bool:
-        """Whether something is wrong in a section."""
-        return any(finding.section == section and finding.level.is_problem for finding in self._all)
+        """Whether there is a problem in a section."""
+        return any(finding.section == section and finding.level.is_problem for finding in self._findings)
 
     def ok(self, section: str, title: str) -> None:
-        """Add what is as it should be."""
-        self._all.append(Finding(section, section, Level.OK, title))
+        """Add something that is as it should be."""
+        self._findings.append(Finding(section, section, Level.OK, title))
 
     def note(self, section: str, title: str) -> None:
-        """Add what is good to know."""
-        self._all.append(Finding(section, section, Level.NOTE, title))
+        """Add something that is good to know."""
+        self._findings.append(Finding(section, section, Level.NOTE, title))
 
-    def not_tested(self, section: str, why: str) -> None:
-        """Add what could not be tested."""
-        self._all.append(Finding(section, section, Level.NOT_TESTED, why))
+    def not_tested(self, section: str, reason: str) -> None:
+        """Add something that could not be tested."""
+        self._findings.append(Finding(section, section, Level.NOT_TESTED, reason))
 
-    def add(self, problem_id: str, *evidence: object, answer: Answer | None = None) -> None:
+    def add_problem(self, problem_id: str, *evidence: object, response: Outcome | None = None) -> None:
         """Add a problem.
 
         Args:
-            problem_id: which, as in problems.yaml.
-            evidence: what was seen.
-            answer: in which answer, if in one alone.
+            problem_id: as in problems.yaml.
+            evidence: what was received, a line each.
+            response: the response that shows the problem, if it is a single one.
         """
         known = problem(problem_id)
-        by, product = ("", None) if answer is None else (answer.by, answer.product)
-        seen = tuple(map(str, evidence))
-        self._all.append(Finding(known.id, known.section, known.level, known.title, seen, by, product, known.effect))
+        lines = tuple(map(str, evidence))
+        fields, product = (response.server_fields, response.product) if isinstance(response, Response) else ("", None)
+        self._findings.append(
+            Finding(known.id, known.section, known.level, known.title, lines, fields, product, known.effect)
+        )
 
-    def stop(self, problem_id: str, *evidence: object, answer: Answer | None = None) -> Stopped:
-        """Add a problem that makes the rest meaningless; return what to raise."""
-        self.add(problem_id, *evidence, answer=answer)
+    def stop(self, problem_id: str, *evidence: object, response: Outcome | None = None) -> Stopped:
+        """Add a problem that makes the rest of the check meaningless; return what to raise."""
+        self.add_problem(problem_id, *evidence, response=response)
         return Stopped(problem_id)
 
     def needs_product(self) -> bool:
         """Whether there is a problem whose fix depends on the reverse proxy."""
-        problems = [finding for finding in self._all if finding.level.is_problem]
+        problems = [finding for finding in self._findings if finding.level.is_problem]
         return any(problem(finding.id).by_product for finding in problems)
 
-    def finished(self, product: str | None, path: str, untested: str) -> list[Finding]:
-        """Return all in the order of the sections, with the fixes for the reverse proxy.
+    def complete(self, product: str | None, path: str, untested_reason: str) -> list[Finding]:
+        """Return all findings in the order of the sections, with the fixes for the reverse proxy.
 
         Args:
-            product: the reverse proxy, where an answer does not show another.
-            path: of the collection, for which the fixes are worded.
-            untested: why there is nothing about those sections of which nothing was found.
+            product: the reverse proxy; a finding whose response shows another one gets the fix for that.
+            path: the path of the collection, which the fixes name.
+            untested_reason: why the sections that have no finding were not tested.
         """
-        found = {finding.section for finding in self._all} | {"configuration"}
-        rest = [Finding(name, name, Level.NOT_TESTED, untested) for name in SECTIONS if name not in found]
-        fixed = [_fixed(finding, product, path) if finding.level.is_problem else finding for finding in self._all]
+        tested = {finding.section for finding in self._findings} | {"configuration"}
+        untested = [Finding(name, name, Level.NOT_TESTED, untested_reason) for name in SECTIONS if name not in tested]
+        fixed = [
+            _with_fix(finding, product, path) if finding.level.is_problem else finding for finding in self._findings
+        ]
         order = list(SECTIONS)
-        return sorted([*fixed, *rest], key=lambda finding: order.index(finding.section))
+        return sorted([*fixed, *untested], key=lambda finding: order.index(finding.section))
 
 
-def _fixed(finding: Finding, product: str | None, path: str) -> Finding:
-    """Return a finding with its fix."""
+def _with_fix(finding: Finding, product: str | None, path: str) -> Finding:
     known, product = problem(finding.id), finding.product or product
     fix = known.by_product.get(product or "", known.fix).replace(MSC3886, path)
     return attr.evolve(finding, fix=fix, product=product if product in known.by_product else None)
@@ -117,14 +120,14 @@ def _fixed(finding: Finding, product: str | None, path: str) -> Finding:
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
 class Report:
-    """All that a check found.
+    """All findings of a check.
 
     Attributes:
         url: of the collection that was checked.
         product: the reverse proxy, if it is known.
-        findings: in the order in which they are told.
+        findings: in the order of the sections.
         requests: how many requests were sent.
-        seconds: how long it took.
+        seconds: how long the check took.
     """
 
     url: str
@@ -134,7 +137,7 @@ class Report:
     seconds: float
 
     def count(self, level: Level) -> int:
-        """Return how many findings are of a level."""
+        """Return the number of findings of a level."""
         return sum(finding.level is level for finding in self.findings)
 
     @property

@@ -1,4 +1,4 @@
-"""What is to be checked, and from where. It imports without Synapse and without what Synapse brings along."""
+"""The options of a check. It imports without Synapse and pyOpenSSL."""
 
 import enum
 import socket
@@ -19,10 +19,10 @@ class AddressFamily(enum.Enum):
 
 @attr.s(auto_attribs=True, frozen=True, slots=True, kw_only=True)
 class CheckOptions:
-    """What is to be checked.
+    """The options of a check.
 
     Attributes:
-        target: the URL of the homeserver or of the collection, or a server name.
+        target: what to check: the URL of the homeserver or of the collection, or a server name.
         origin: the origin that a web client would have.
         family: the version of IP to use.
         source: the local address to send from; None lets the system choose.

@@ -1,4 +1,4 @@
-"""Sends requests as a client does, within bounds, and keeps what was answered as it arrived."""
+"""Sends requests as a client does, within a budget of time and requests, and returns responses as they arrived."""
 
 import io
 import socket
@@ -14,76 +14,62 @@ from twisted.web.http_headers import Headers
 from twisted.web.iweb import UNKNOWN_LENGTH
 
 from synapse_rendezvous import __version__
-from synapse_rendezvous.check.answer import Answer
-from synapse_rendezvous.check.connection import Endpoints, send_raw
+from synapse_rendezvous.check.connection import EndpointFactory, send_raw
 from synapse_rendezvous.check.options import AddressFamily
-from synapse_rendezvous.check.products import product_of
+from synapse_rendezvous.check.products import identify_product
+from synapse_rendezvous.check.response import NoResponse, Response
 
 MAX_REQUESTS = 60
-MAX_S = 20.0
-TIMEOUT_S = 5.0
-"""How long one request may take, unless it is to be held."""
+MAX_DURATION_S = 20.0
+REQUEST_TIMEOUT_S = 5.0
+"""How long a request may take, unless it is a long poll."""
 
 _T = TypeVar("_T")
 
 
-class OutOfBounds(Exception):
+class BudgetExceeded(Exception):
     """The time is over, or there were too many requests."""
-
-
-class Unanswered(Exception):
-    """No answer came, or only part of one.
-
-    Attributes:
-        reason: `dns`, `connect`, `tls`, `timeout` or `cut`.
-        after_s: how long that took.
-    """
-
-    def __init__(self, reason: str, detail: str, after_s: float) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.after_s = after_s
 
 
 class Probe:
     """Sends requests.
 
     Args:
-        reactor: the one that runs.
-        family: which addresses are used.
-        source: the address to send from; by default whichever suits.
+        reactor: Twisted's reactor.
+        family: the version of IP to use.
+        source: the local address to send from; None lets the system choose.
         origin: the origin that a web client would have.
 
     Attributes:
-        requests: how many there were.
+        request_count: how many requests were sent.
         origin: the origin that a web client would have.
-        endpoints: how connections are made.
-        product: the reverse proxy that an answer showed, if any did.
-        reactor: the one that runs.
+        endpoints: makes the connections.
+        product: the reverse proxy, once a response has shown it.
+        reactor: Twisted's reactor.
     """
 
     def __init__(self, reactor: Any, *, family: AddressFamily, source: str | None, origin: str) -> None:
-        self.requests = 0
+        self.request_count = 0
         self.origin = origin
-        self.endpoints = Endpoints(reactor, family, source)
+        self.endpoints = EndpointFactory(reactor, family, source)
         self.product: str | None = None
         self.reactor = reactor
-        self._begun_s = float(reactor.seconds())
+        self._started_s = float(reactor.seconds())
         self._pool = HTTPConnectionPool(reactor, persistent=True)
-        self._kept = Agent.usingEndpointFactory(reactor, self.endpoints, self._pool)
-        self._fresh = Agent.usingEndpointFactory(reactor, self.endpoints)
+        self._pooled_agent = Agent.usingEndpointFactory(reactor, self.endpoints, self._pool)
+        self._unpooled_agent = Agent.usingEndpointFactory(reactor, self.endpoints)
 
     @property
-    def seconds(self) -> float:
-        """How long it has been."""
-        return float(self.reactor.seconds()) - self._begun_s
+    def elapsed_s(self) -> float:
+        """The time since the start of the check."""
+        return float(self.reactor.seconds()) - self._started_s
 
     @property
-    def left_s(self) -> float:
-        """How much time is left."""
-        return MAX_S - self.seconds
+    def remaining_s(self) -> float:
+        """The time until the end of the check."""
+        return MAX_DURATION_S - self.elapsed_s
 
-    async def ask(
+    async def request(
         self,
         method: str,
         url: str,
@@ -91,25 +77,25 @@ class Probe:
         body: bytes | None = None,
         *,
         is_chunked: bool = False,
-        is_fresh: bool = False,
-        timeout_s: float = TIMEOUT_S,
-    ) -> Answer:
-        """Send a request and return the answer. Redirects are not followed, and contents not decoded.
+        is_new_connection: bool = False,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Response:
+        """Send a request and return the response. Redirects are not followed, and content is not decoded.
 
         Args:
             method: GET and so on.
             url: absolute.
             fields: header fields.
             body: the content.
-            is_chunked: whether it is sent without saying how long it is.
-            is_fresh: whether it is sent over a connection of its own.
+            is_chunked: whether to send the content without a Content-Length.
+            is_new_connection: whether to open a connection for this request alone.
             timeout_s: when to give up.
 
         Raises:
-            Unanswered: no answer came.
-            OutOfBounds: it was not sent, because this would be one too many, or too late.
+            NoResponse: no response came.
+            BudgetExceeded: the request was not sent, or the time ended before the response came.
         """
-        self._count()
+        self._count_request()
         headers = Headers({"User-Agent": [f"synapse_rendezvous/{__version__} (check)"], "Origin": [self.origin]})
         for name, value in (fields or {}).items():
             headers.setRawHeaders(name, [value])
@@ -118,82 +104,82 @@ class Probe:
             producer = FileBodyProducer(io.BytesIO(body))
             if is_chunked:
                 producer.length = UNKNOWN_LENGTH
-        agent = self._fresh if is_fresh else self._kept
-        begun_s = self.seconds
+        agent = self._unpooled_agent if is_new_connection else self._pooled_agent
+        started_s = self.elapsed_s
 
-        async def exchange() -> Answer:
-            response: Any = await agent.request(method.encode("ascii"), url.encode("ascii"), headers, producer)
-            content = b"" if method == "HEAD" else await readBody(response)
-            return Answer(response.code, response.headers, content, self.seconds - begun_s)
+        async def exchange() -> Response:
+            received: Any = await agent.request(method.encode("ascii"), url.encode("ascii"), headers, producer)
+            content = b"" if method == "HEAD" else await readBody(received)
+            return Response(received.code, received.headers, content, self.elapsed_s - started_s)
 
-        answer = await self.within(timeout_s, exchange())
-        self.product = answer.product or self.product
-        return answer
+        response = await self.with_timeout(timeout_s, exchange())
+        self.product = response.product or self.product
+        return response
 
-    async def within(self, timeout_s: float, doing: Coroutine[Any, Any, _T]) -> _T:
-        """Do something over the network, and give up after so long, or when all the time is over.
+    async def with_timeout(self, timeout_s: float, exchange: Coroutine[Any, Any, _T]) -> _T:
+        """Await an exchange over the network; give up at its timeout or at the end of the check.
 
         Raises:
-            Unanswered: it failed, or took too long.
-            OutOfBounds: all the time is over.
+            NoResponse: it failed, or took too long.
+            BudgetExceeded: the time of the check is over.
         """
-        begun_s = self.seconds
-        deferred: Deferred[_T] = Deferred.fromCoroutine(doing)
-        deferred.addTimeout(max(0.01, min(timeout_s, self.left_s)), self.reactor)
+        started_s = self.elapsed_s
+        deferred: Deferred[_T] = Deferred.fromCoroutine(exchange)
+        deferred.addTimeout(max(0.01, min(timeout_s, self.remaining_s)), self.reactor)
         try:
             return await deferred
         except Exception as error:
-            if self.left_s <= 0:
-                raise OutOfBounds from error
-            after_s = self.seconds - begun_s
-            raise Unanswered(_reason(error), _detail(error, after_s), after_s) from error
+            if self.remaining_s <= 0:
+                raise BudgetExceeded from error
+            after_s = self.elapsed_s - started_s
+            raise NoResponse(_reason(error), _detail(error, after_s), after_s) from error
 
-    async def identify(self, url: str) -> str | None:
-        """Return the reverse proxy before a URL; None if there is none, or it is not known.
+    async def identify_proxy(self, url: str) -> str | None:
+        """Return the reverse proxy in front of a URL; None if there is none, or if it cannot be identified.
 
-        Where no answer has shown it, it is sent what each server refuses by an error of its own: a length that is none,
-        and a name of a host that it does not know.
+        If no response has shown it so far, this sends requests that each server refuses with an error page of its own:
+        one with an invalid Content-Length, and one for an unknown host.
         """
         host = urlsplit(url).netloc.rpartition("@")[2]
         for fields in (f"Host: {host}\r\nContent-Length: x", "Host: unknown.invalid"):
-            if self.product is not None or self.left_s <= 0 or self.requests >= MAX_REQUESTS:
+            if self.product is not None or self.remaining_s <= 0 or self.request_count >= MAX_REQUESTS:
                 break
-            self._count()
-            sent = f"GET / HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n".encode("ascii")
+            self._count_request()
+            request = f"GET / HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n".encode("ascii")
             try:
-                received = await self.within(2, send_raw(self.endpoints.at(url), sent))
-            except (Unanswered, OutOfBounds):
+                received = await self.with_timeout(2, send_raw(self.endpoints.endpoint_for_url(url), request))
+            except (NoResponse, BudgetExceeded):
                 break
             head, _, page = received.partition(b"\r\n\r\n")
             server = [line for line in head.decode("latin-1").split("\r\n") if line.lower().startswith("server:")]
-            self.product = product_of("".join(server), None, page)
+            self.product = identify_product("".join(server), None, page)
         return self.product
 
     async def close(self) -> None:
-        """Close the connections that are kept."""
+        """Close the pooled connections."""
         await self._pool.closeCachedConnections()
 
-    def _count(self) -> None:
-        if self.requests >= MAX_REQUESTS or self.left_s <= 0:
-            raise OutOfBounds
-        self.requests += 1
+    def _count_request(self) -> None:
+        if self.request_count >= MAX_REQUESTS or self.remaining_s <= 0:
+            raise BudgetExceeded
+        self.request_count += 1
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return what Twisted packed into an error, the error itself first."""
+    """Return an error and, after it, the errors that Twisted wrapped in it."""
     reasons = getattr(error, "reasons", None) or []
     return [error, *(cause for failure in reasons for cause in _causes(failure.value))]
 
 
 def _reason(error: Exception) -> str:
-    kinds = (
+    reasons = (
         ("timeout", (TimeoutError, CancelledError)),
         ("tls", SSL.Error),
         ("dns", (DNSLookupError, socket.gaierror, UnicodeError)),
         ("connect", (ConnectError, OSError)),
     )
     causes = _causes(error)
-    return next((reason for reason, kind in kinds if any(isinstance(cause, kind) for cause in causes)), "cut")
+    return next((reason for reason, types in reasons if any(isinstance(cause, types) for cause in causes)), "cut")
 
 
 def _detail(error: Exception, after_s: float) -> str:

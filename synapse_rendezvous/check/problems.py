@@ -1,4 +1,4 @@
-"""Every problem that a check can find; the texts stand in problems.yaml."""
+"""Every problem that a check can find; its texts are in problems.yaml."""
 
 import enum
 import functools
@@ -23,11 +23,11 @@ SECTIONS = {
     "address": "Client address",
     "end": "End",
 }
-"""The parts of a check, in the order in which they are told. A line that tells of no problem has its part for an id."""
+"""The sections of a report with their titles, in order. A finding that is no problem has its section as id."""
 
 
 class Level(enum.Enum):
-    """What a finding means."""
+    """How serious a finding is."""
 
     OK = "ok"
     NOTE = "note"
@@ -38,14 +38,14 @@ class Level(enum.Enum):
     """Clients are served all the same, or nearly so."""
 
     BLOCKED = "blocked"
-    """What is behind it could not be tested."""
+    """It kept the check from testing the rest."""
 
     FAILURE = "failure"
     """Some clients, or all, fail."""
 
     @property
     def is_problem(self) -> bool:
-        """Whether something is to be done about it."""
+        """Whether somebody should do something about it."""
         return self in (Level.WARNING, Level.BLOCKED, Level.FAILURE)
 
 
@@ -54,13 +54,13 @@ class Problem:
     """A kind of problem.
 
     Attributes:
-        id: names it for programs; it stays as it is from release to release.
-        section: in which part of the check it is told.
-        level: how bad it is.
+        id: names it for programs; releases do not change it.
+        section: the part of the check that it belongs to.
+        level: how serious it is.
         title: what is wrong, in a sentence.
         effect: what that means for users.
-        fix: what to do about it, whatever the reverse proxy is.
-        by_product: what to do about it with a certain one.
+        fix: what to do about it with any reverse proxy.
+        by_product: what to do about it with certain reverse proxies, by the keys of `PRODUCTS`.
     """
 
     id: str
@@ -74,7 +74,7 @@ class Problem:
 
 @functools.cache
 def problems() -> Mapping[str, Problem]:
-    """Return all, by their ids, in the order in which they are documented."""
+    """Return all problems by their ids, in the order of docs/check.md."""
     import yaml  # comes with Synapse
 
     texts = yaml.safe_load((pathlib.Path(__file__).parent / "problems.yaml").read_text("utf-8"))
@@ -82,5 +82,5 @@ def problems() -> Mapping[str, Problem]:
 
 
 def problem(problem_id: str) -> Problem:
-    """Return one."""
+    """Return the problem with an id."""
     return problems()[problem_id]

@@ -1,4 +1,4 @@
-"""Which reverse proxy answers come through, by what it says and by how it words its errors."""
+"""Recognizes reverse proxies by their Server and Via fields and by their error pages."""
 
 import re
 
@@ -13,23 +13,23 @@ PRODUCTS = {
     "envoy": "Envoy",
     "lighttpd": "lighttpd",
 }
-"""Those that are known, with their names for a person."""
+"""The products that can be recognized, with their names for a person."""
 
 _NAMES = re.compile("|".join([*PRODUCTS, "openresty", "tengine", "istio"]), re.IGNORECASE)
-_SAME = {"openresty": "nginx", "tengine": "nginx", "istio": "envoy"}
+_ALIASES = {"openresty": "nginx", "tengine": "nginx", "istio": "envoy"}
 
-# The pages of those that do not say in a header who they are.
-_PAGES = {
+# Error pages of the products that may leave out the Server field.
+_ERROR_PAGES = {
     "nginx": re.compile(rb"<center>(nginx|openresty)"),
     "apache": re.compile(rb'<!DOCTYPE HTML PUBLIC "-//IETF//DTD HTML 2\.0//EN">'),
     "haproxy": re.compile(rb"\A<html><body><h1>\d{3} [A-Za-z -]+</h1>\n"),
-    # Other programs in Go say so, too, but few of them stand before a homeserver.
+    # Other programs in Go send this page too, but few of them stand before a homeserver.
     "traefik": re.compile(rb"\A404 page not found\n\Z"),
 }
 
 
-def product_of(server: str | None, via: str | None, body: bytes) -> str | None:
-    """Return the product that an answer shows, by a key of `PRODUCTS`; None if it shows none.
+def identify_product(server: str | None, via: str | None, body: bytes) -> str | None:
+    """Return the product that a response shows, as a key of `PRODUCTS`; None if it shows none.
 
     Args:
         server: its Server field.
@@ -38,5 +38,5 @@ def product_of(server: str | None, via: str | None, body: bytes) -> str | None:
     """
     for field in (server, via):
         if name := _NAMES.search(field or ""):
-            return _SAME.get(name[0].lower(), name[0].lower())
-    return next((product for product, page in _PAGES.items() if page.search(body)), None)
+            return _ALIASES.get(name[0].lower(), name[0].lower())
+    return next((product for product, page in _ERROR_PAGES.items() if page.search(body)), None)

@@ -1,4 +1,4 @@
-"""Words a report: for a person, for a program, or for strangers."""
+"""Formats a report: as text, as JSON, and without names of hosts."""
 
 import ipaddress
 import json
@@ -13,7 +13,7 @@ from synapse_rendezvous.check.findings import Finding, Report
 from synapse_rendezvous.check.problems import SECTIONS, Level
 from synapse_rendezvous.check.products import PRODUCTS
 
-_SIGNS = {
+_SYMBOLS = {
     Level.OK: "✅",
     Level.NOTE: "💡",
     Level.NOT_TESTED: "…",
@@ -21,7 +21,7 @@ _SIGNS = {
     Level.BLOCKED: "❔",
     Level.FAILURE: "❌",
 }
-_PLAIN_SIGNS = {
+_ASCII_SYMBOLS = {
     Level.OK: "ok  ",
     Level.NOTE: "note",
     Level.NOT_TESTED: "--  ",
@@ -38,36 +38,37 @@ _ADDRESS = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4}(?
 _HOST_IN_URL = re.compile(r"(?<=://)(?:[A-Za-z0-9_-]+\.)+[A-Za-z][A-Za-z0-9-]*")
 
 
-def as_text(report: Report, *, has_colour: bool, has_signs: bool) -> str:
-    """Word a report for a person.
+def as_text(report: Report, *, has_colour: bool, has_unicode: bool) -> str:
+    """Return a report as text for a person.
 
     Args:
         report: what was found.
         has_colour: whether the terminal shows colours.
-        has_signs: whether it shows more than ASCII.
+        has_unicode: whether the terminal shows more than ASCII.
     """
     lines = [f"synapse_rendezvous {__version__}: checking {report.url}", ""]
-    signs = _SIGNS if has_signs else _PLAIN_SIGNS
+    symbols = _SYMBOLS if has_unicode else _ASCII_SYMBOLS
     for name, title in SECTIONS.items():
         findings = [finding for finding in report.findings if finding.section == name]
-        if not findings or all(finding.level is Level.NOT_TESTED for finding in findings):
+        if not findings or _is_untested(report, name):
             continue
         if report.verdict == "fine":
-            worst = Level.OK if any(finding.level is Level.OK for finding in findings) else findings[0].level
-            fine = [finding.title for finding in findings if finding.level is Level.OK]
-            lines.append(f" {signs[worst]} {title + ':':<16}{'; '.join(fine)}")
+            passed = [finding.title for finding in findings if finding.level is Level.OK]
+            level = Level.OK if passed else findings[0].level
+            lines.append(f" {symbols[level]} {title + ':':<16}{'; '.join(passed)}")
             findings = [finding for finding in findings if finding.level is not Level.OK]
         else:
             lines.append(f" {title}")
         for finding in findings:
-            lines += _told(finding, signs[finding.level], report.product, has_colour=has_colour)
-    untested = [finding for finding in report.findings if finding.level is Level.NOT_TESTED]
-    whole = [name for name in SECTIONS if _is_untested(report, name)]
-    for why in dict.fromkeys(finding.title for finding in untested if finding.section in whole):
-        names = [SECTIONS[finding.section] for finding in untested if finding.title == why and finding.section in whole]
-        lines.append(f" Not tested: {', '.join(dict.fromkeys(names))} ({why})")
+            lines += _finding_lines(finding, symbols[finding.level], report.product, has_colour=has_colour)
+    untested: dict[str, list[str]] = {}
+    for finding in report.findings:
+        if _is_untested(report, finding.section):
+            untested.setdefault(finding.title, []).append(SECTIONS[finding.section])
+    for reason, titles in untested.items():
+        lines.append(f" Not tested: {', '.join(dict.fromkeys(titles))} ({reason})")
     text = "\n".join([*lines, "", _summary(report)])
-    return text if has_signs else text.encode("ascii", "replace").decode("ascii")
+    return text if has_unicode else text.encode("ascii", "replace").decode("ascii")
 
 
 def _is_untested(report: Report, section: str) -> bool:
@@ -75,15 +76,15 @@ def _is_untested(report: Report, section: str) -> bool:
     return levels == {Level.NOT_TESTED}
 
 
-def _told(finding: Finding, sign: str, product: str | None, *, has_colour: bool) -> Iterator[str]:
-    """Yield the lines for one finding."""
+def _finding_lines(finding: Finding, symbol: str, product: str | None, *, has_colour: bool) -> Iterator[str]:
+    """Yield the lines of one finding."""
     colour = _COLOURS.get(finding.level) if has_colour else None
     title = f"not tested: {finding.title}" if finding.level is Level.NOT_TESTED else finding.title
-    yield f"  {sign} \033[{colour}m{title}\033[0m" if colour else f"  {sign} {title}"
+    yield f"  {symbol} \033[{colour}m{title}\033[0m" if colour else f"  {symbol} {title}"
     for line in finding.evidence:
         yield f"       {line}"
-    if finding.by:
-        yield f"       by:     {finding.by}"
+    if finding.server_fields:
+        yield f"       by:     {finding.server_fields}"
     if finding.fix:
         where = f" ({PRODUCTS[finding.product]})" if finding.product else ""
         yield f"       {f'fix{where}:':<7} {finding.fix}"
@@ -94,24 +95,24 @@ def _told(finding: Finding, sign: str, product: str | None, *, has_colour: bool)
 
 
 def _summary(report: Report) -> str:
-    took = f"{_number(report.requests, 'request')}, {report.seconds:.1f} s."
+    took = f"{_format_count(report.requests, 'request')}, {report.seconds:.1f} s."
     if report.verdict == "fine":
         return f"Everything a client needs works. {took}"
     failures, blocked, warnings = map(report.count, (Level.FAILURE, Level.BLOCKED, Level.WARNING))
-    counts = [_number(failures, "problem"), _number(warnings, "warning")]
+    counts = [_format_count(failures, "problem"), _format_count(warnings, "warning")]
     effects = dict.fromkeys(finding.effect for finding in report.findings if finding.level is Level.FAILURE)
-    said = f"{', '.join(count for count in counts if count)}{': ' if effects else ''}{'; '.join(effects)}."
+    found = f"{', '.join(count for count in counts if count)}{': ' if effects else ''}{'; '.join(effects)}."
     untested = "It could not be tested whether pairing works." if blocked and not failures else ""
     works = "Pairing works all the same." if report.verdict == "warnings" else ""
-    return " ".join(part for part in (said if failures or warnings else "", untested, works, took) if part)
+    return " ".join(part for part in (found if failures or warnings else "", untested, works, took) if part)
 
 
-def _number(count: int, noun: str) -> str:
+def _format_count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}" if count else ""
 
 
 def as_json(report: Report) -> str:
-    """Word a report for a program; docs/check.md describes it."""
+    """Return a report as JSON; docs/check.md describes it."""
     findings = [
         {
             "id": finding.id,
@@ -135,32 +136,34 @@ def as_json(report: Report) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False)
 
 
-def anonymized(report: Report) -> Report:
-    """Return a report without names of hosts and without addresses, except those of this machine."""
-    hidden: dict[str, str] = {}
+def anonymize(report: Report) -> Report:
+    """Return a report without names of hosts and addresses, except loopback addresses and those for examples."""
+    pseudonyms: dict[str, str] = {}
 
-    def hide(match: re.Match[str]) -> str:
+    def hide_address(match: re.Match[str]) -> str:
         try:
             address = ipaddress.ip_address(match[0])
         except ValueError:
             return match[0]
-        kept = address.is_loopback or address in ipaddress.ip_network(
-            "192.0.2.0/24" if address.version == 4 else "::/128"
-        )
-        return match[0] if kept else hidden.setdefault(match[0], f"address-{len(hidden) + 1}")
+        reserved = ipaddress.ip_network("192.0.2.0/24" if address.version == 4 else "::/128")
+        is_kept = address.is_loopback or address in reserved
+        return match[0] if is_kept else pseudonyms.setdefault(match[0], f"address-{len(pseudonyms) + 1}")
 
     host = urlsplit(report.url).hostname or ""
     name = re.compile(rf"(?<![\w-]){re.escape(host)}(?![\w-])", re.IGNORECASE)
 
-    def blind(text: str) -> str:
+    def hide_names(text: str) -> str:
         if host != "localhost" and not _ADDRESS.fullmatch(host):
             text = name.sub("homeserver.example", text)
-        return _ADDRESS.sub(hide, _HOST_IN_URL.sub("homeserver.example", text))
+        return _ADDRESS.sub(hide_address, _HOST_IN_URL.sub("homeserver.example", text))
 
     findings = [
         attr.evolve(
-            finding, title=blind(finding.title), evidence=tuple(map(blind, finding.evidence)), by=blind(finding.by)
+            finding,
+            title=hide_names(finding.title),
+            evidence=tuple(map(hide_names, finding.evidence)),
+            server_fields=hide_names(finding.server_fields),
         )
         for finding in report.findings
     ]
-    return attr.evolve(report, url=blind(report.url), findings=findings)
+    return attr.evolve(report, url=hide_names(report.url), findings=findings)

@@ -1,4 +1,4 @@
-"""A check from begin to end."""
+"""Runs a check from beginning to end."""
 
 import contextlib
 from collections.abc import Sequence
@@ -7,17 +7,18 @@ from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred
 
-from synapse_rendezvous.check.address import address
-from synapse_rendezvous.check.bounds import Held, hold, look_at_wait, sizes
-from synapse_rendezvous.check.creation import create
-from synapse_rendezvous.check.exchange import end, poll, read, read_again, write
+from synapse_rendezvous.check.client_address import check_client_address
+from synapse_rendezvous.check.context import CheckContext
+from synapse_rendezvous.check.creation import check_create
+from synapse_rendezvous.check.exchange import check_end, check_fresh, check_poll, check_read, check_write
 from synapse_rendezvous.check.findings import Findings, Report, Stopped
 from synapse_rendezvous.check.options import CheckOptions
-from synapse_rendezvous.check.preflight import look_at_headers, preflight
-from synapse_rendezvous.check.probe import MAX_REQUESTS, MAX_S, OutOfBounds, Probe
-from synapse_rendezvous.check.reach import find_base, parse_target, reach
-from synapse_rendezvous.check.route import one_process, route, same_session
-from synapse_rendezvous.check.visit import Visit
+from synapse_rendezvous.check.preflight import check_preflight
+from synapse_rendezvous.check.probe import MAX_DURATION_S, MAX_REQUESTS, BudgetExceeded, Probe
+from synapse_rendezvous.check.proxy_limits import LongPollResult, check_sizes, evaluate_long_poll, try_long_poll
+from synapse_rendezvous.check.reachability import check_reachability, discover_base_url, parse_target
+from synapse_rendezvous.check.response_headers import check_response_headers
+from synapse_rendezvous.check.routing import check_processes, check_route, check_session_routing
 from synapse_rendezvous.paths import MSC3886
 
 
@@ -25,68 +26,70 @@ async def run_check(reactor: Any, options: CheckOptions) -> Report:
     """Check a server; it takes 20 seconds at most.
 
     Raises:
-        InvalidURL: the URL is none.
+        InvalidTarget: the target is neither a URL nor a server name.
     """
     findings = Findings()
     probe = Probe(reactor, family=options.family, source=options.source, origin=options.origin)
-    base, path = parse_target(options.target)
-    visit = Visit(probe, findings, base + (path or MSC3886))
-    untested = "what was found above makes it meaningless"
+    base_url, path = parse_target(options.target)
+    context = CheckContext(probe, findings, base_url + (path or MSC3886))
+    untested_reason = "what was found above makes it meaningless"
     try:
         if "://" not in options.target:
-            base = await find_base(probe, findings, base)
-        configured = _read(options.configs, base, findings) if options.configs else ""
-        visit.collection = base + (path or configured or MSC3886)
-        await reach(probe, findings, base, is_homeserver=not path)
-        await _visit(visit)
+            base_url = await discover_base_url(probe, findings, base_url)
+        configured_path = _read_configuration(options.configs, base_url, findings) if options.configs else ""
+        context.collection_url = base_url + (path or configured_path or MSC3886)
+        await check_reachability(probe, findings, base_url, is_homeserver=not path)
+        await _run_parts(context)
     except Stopped:
-        if visit.session:
-            with contextlib.suppress(OutOfBounds, Stopped):
-                await visit.ask("DELETE", visit.session)
-    except OutOfBounds:
-        findings.add("reach.slow", f"{probe.requests} requests in {probe.seconds:.1f} s")
-        untested = f"a check ends after {MAX_S:.0f} s or {MAX_REQUESTS} requests"
-    look_at_headers(visit)
-    product = await probe.identify(visit.collection) if findings.needs_product() else probe.product
-    seconds = probe.seconds
+        if context.session_url:
+            with contextlib.suppress(BudgetExceeded, Stopped):
+                await context.request("DELETE", context.session_url)
+    except BudgetExceeded:
+        findings.add_problem("reach.slow", f"{probe.request_count} requests in {probe.elapsed_s:.1f} s")
+        untested_reason = f"a check ends after {MAX_DURATION_S:.0f} s or {MAX_REQUESTS} requests"
+    check_response_headers(context)
+    url = context.collection_url
+    product = await probe.identify_proxy(url) if findings.needs_product() else probe.product
+    seconds = probe.elapsed_s
     await probe.close()
-    found = findings.finished(product, urlsplit(visit.collection).path, untested)
-    return Report(visit.collection, product, found, probe.requests, seconds)
+    completed = findings.complete(product, urlsplit(url).path, untested_reason)
+    return Report(url, product, completed, probe.request_count, seconds)
 
 
-def _read(configs: Sequence[str], base: str, findings: Findings) -> str:
-    """Look at the configuration; return the path of the collection, if that is there."""
-    from synapse_rendezvous.check.configuration import read_configuration  # it needs Synapse, all else does not
+def _read_configuration(configs: Sequence[str], base_url: str, findings: Findings) -> str:
+    """Check the configuration; return the path of the collection, empty if the configuration does not have it."""
+    # This part alone needs Synapse.
+    from synapse_rendezvous.check.configuration import check_configuration
 
-    return read_configuration(configs, base, findings)
+    return check_configuration(configs, base_url, findings)
 
 
-async def _visit(visit: Visit) -> None:
-    """Play a rendezvous, and look at what is around it."""
-    await route(visit)
-    await one_process(visit)
-    holding: Deferred[Held | str] = Deferred.fromCoroutine(hold(visit))
+async def _run_parts(context: CheckContext) -> None:
+    """Run one rendezvous and the other parts of the check, in an order in which each finds what it needs."""
+    await check_route(context)
+    await check_processes(context)
+    long_poll: Deferred[LongPollResult | str] = Deferred.fromCoroutine(try_long_poll(context))
     try:
-        await create(visit)
-        await read(visit)
-        await preflight(visit)
-        if visit.tag:
-            await poll(visit)
+        await check_create(context)
+        await check_read(context)
+        await check_preflight(context)
+        if context.etag:
+            await check_poll(context)
         else:
-            visit.findings.not_tested("poll", "there is no ETag")
-        await write(visit)
-        if visit.tag:
-            await poll(visit)  # again: a cache does not know this revision
-            if not visit.findings.has_problem("poll"):
-                visit.findings.ok("poll", "If-None-Match is answered with 304, with ETag, Expires and Last-Modified")
-        await read_again(visit)
-        if "cache.stale" not in visit.findings:
-            await same_session(visit)
-        await sizes(visit)
-        await address(visit)
-        await end(visit)
-        look_at_wait(visit, await holding)
+            context.findings.not_tested("poll", "there is no ETag")
+        await check_write(context)
+        if context.etag:
+            await check_poll(context)  # once more, with a revision that no cache knows
+            if not context.findings.has_problem("poll"):
+                context.findings.ok("poll", "If-None-Match is answered with 304, with ETag, Expires and Last-Modified")
+        await check_fresh(context)
+        if "cache.stale" not in context.findings:
+            await check_session_routing(context)
+        await check_sizes(context)
+        await check_client_address(context)
+        await check_end(context)
+        evaluate_long_poll(context, await long_poll)
     finally:
-        holding.addErrback(lambda _failure: None)
-        holding.cancel()  # it ends its session then
-        await holding
+        long_poll.addErrback(lambda _failure: None)
+        long_poll.cancel()  # it deletes its session then
+        await long_poll

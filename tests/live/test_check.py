@@ -27,14 +27,14 @@ from support.proxies import ReverseProxy
 from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED, WorkerStack
 from synapse_rendezvous.__main__ import main
-from synapse_rendezvous.check.address import FORGED, judge
-from synapse_rendezvous.check.configuration import read_configuration
-from synapse_rendezvous.check.connection import Ends
+from synapse_rendezvous.check.client_address import FORGED_ADDRESS, evaluate_client_address
+from synapse_rendezvous.check.configuration import check_configuration
+from synapse_rendezvous.check.connection import ConnectionAddresses
 from synapse_rendezvous.check.findings import Finding, Findings, Report
-from synapse_rendezvous.check.probe import MAX_REQUESTS, MAX_S
+from synapse_rendezvous.check.probe import MAX_DURATION_S, MAX_REQUESTS
 from synapse_rendezvous.check.problems import Level, Problem, problems
 from synapse_rendezvous.check.products import PRODUCTS
-from synapse_rendezvous.check.report import anonymized
+from synapse_rendezvous.check.report import anonymize
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
 
 pytestmark = [needs("redis-server", "redis-server"), needs("openssl", "openssl")]
@@ -213,13 +213,13 @@ class Scene:
     """All that is checked here.
 
     Attributes:
-        orders: what is checked, by a name.
+        checks: the options of each check, by its name.
         urls: where the proxies of the matrix are, by product and fault.
         trust: the file of the certificates that are trusted.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
-        self.orders: dict[str, dict[str, Any]] = {}
+        self.checks: dict[str, dict[str, Any]] = {}
         self.urls: dict[str, str] = {}
         self.trust = directory / "trust.pem"
         self.homeserver = serve(directory, "first", {"long_poll": {"max_wait": "1s"}})
@@ -240,25 +240,25 @@ class Scene:
         stack = WorkerStack(workers, config={"trusted_proxies": [], "long_poll": {"max_wait": "1s"}}, nginx=True)
         with ThreadPoolExecutor() as pool:
             list(pool.map(self._run, (self.homeserver, self.patient, self.odd, stack)))
-        self.order("slow", Deaf(self.homeserver.url, delay_s=1.2))  # first, for it takes longest
-        self.order("silent", Deaf())
-        self.order("direct", self.homeserver.url)
-        self.order("direct msc4108", f"{self.homeserver.url}{PATH}/msc4108/")
-        self.order("workers", stack.url)
-        self.order("worker", stack.workers[0].url)
-        self.order("nobody", f"http://{HOST}:1")
-        self.order("nowhere", "https://nowhere.invalid")
+        self.add("slow", Deaf(self.homeserver.url, delay_s=1.2))  # first, for it takes longest
+        self.add("silent", Deaf())
+        self.add("direct", self.homeserver.url)
+        self.add("direct msc4108", f"{self.homeserver.url}{PATH}/msc4108/")
+        self.add("workers", stack.url)
+        self.add("worker", stack.workers[0].url)
+        self.add("nobody", f"http://{HOST}:1")
+        self.add("nowhere", "https://nowhere.invalid")
         self._add_matrix()
         self._add_locations()
         self._add_odd()
         self._add_tls()
 
-    def order(self, name: str, url: Any, **options: Any) -> None:
+    def add(self, name: str, url: Any, **options: Any) -> None:
         """Have something checked."""
         if isinstance(url, Deaf):
             self._running.append(url)
             url = url.url
-        self.orders[name] = {"target": url, **options}
+        self.checks[name] = {"target": url, **options}
 
     def _run(self, program: Any) -> Any:
         program.start()
@@ -269,16 +269,16 @@ class Scene:
         for product, faults in FAULTS.items():
             proxy = self._run(healthy(self._directory, product, [self.homeserver.url]))
             # It keeps all other paths from the homeserver.
-            self.order(f"{product} healthy", proxy.url + PATH, source=OUTSIDE)
+            self.add(f"{product} healthy", proxy.url + PATH, source=OUTSIDE)
             for fault in faults:
                 backends = [self.patient.url, self.homeserver.url]
                 backends = backends if fault == "cut_at_5s" else backends[::-1]
                 proxy = self._run(faulty(self._directory, product, fault, backends))
                 self.urls[f"{product} {fault}"] = proxy.url
-                self.order(f"{product} {fault}", proxy.url, source=OUTSIDE)
+                self.add(f"{product} {fault}", proxy.url, source=OUTSIDE)
         chunked = "http-request deny deny_status 400 if { req.hdr(Transfer-Encoding) -m found }"
         lines = f"{chunked}\noption forwardfor"
-        self.order("unchunked", self._run(ReverseProxy(self._directory, "haproxy", self.homeserver.url, lines)).url)
+        self.add("unchunked", self._run(ReverseProxy(self._directory, "haproxy", self.homeserver.url, lines)).url)
 
     def _add_locations(self) -> None:
         forward = f"proxy_set_header X-Forwarded-For $remote_addr; proxy_pass {self.homeserver.url}"
@@ -286,15 +286,15 @@ class Scene:
         outer = "\n".join(f"location /{name} {{ {lines % words} }}" for name, (lines, _) in LOCATIONS.items())
         proxy = self._run(ReverseProxy(self._directory, "nginx", self.homeserver.url, outer=outer))
         for name in LOCATIONS:
-            self.order(f"at {name}", f"{proxy.url}/{name}")
+            self.add(f"at {name}", f"{proxy.url}/{name}")
 
     def _add_odd(self) -> None:
         lines = "proxy_set_header X-Forwarded-For $remote_addr; " + FAULTS["nginx"]["compression"].lines
         proxy = self._run(ReverseProxy(self._directory, "nginx", self.odd.url, lines))
-        self.order("odd", proxy.url + MOVED)
-        self.order("odd, read too often", self.odd.url + MOVED)
-        self.order("odd, denied", proxy.url + MOVED, source=DENIED)
-        self.order("odd, closed", proxy.url + PATH)
+        self.add("odd", proxy.url + MOVED)
+        self.add("odd, read too often", self.odd.url + MOVED)
+        self.add("odd, denied", proxy.url + MOVED, source=DENIED)
+        self.add("odd, closed", proxy.url + PATH)
 
     def _add_tls(self) -> None:
         """Have nginx speak TLS with a certificate that is good, one that ends soon, and one that nobody trusts."""
@@ -314,9 +314,9 @@ class Scene:
         lines = "proxy_set_header X-Forwarded-For $remote_addr;"
         self._run(ReverseProxy(self._directory, "nginx", self.homeserver.url, lines, outer))
         for name, port in ports.items():
-            self.order(f"tls {name}", f"https://localhost:{port}")
-        self.order("server name", f"localhost:{ports['ending']}", family="IPV4")
-        self.order("server name, unknown", f"localhost:{ports['good']}")
+            self.add(f"tls {name}", f"https://localhost:{port}")
+        self.add("server name", f"localhost:{ports['ending']}", family="IPV4")
+        self.add("server name, unknown", f"localhost:{ports['good']}")
 
 
 @pytest.fixture(scope="module")
@@ -335,17 +335,17 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.fixture(scope="module")
 def reports(scene: Scene) -> Reports:
-    """What was found, by the names of the orders."""
+    """The reports, by the names of the checks."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "support" / "check_many.py")],
-        input=json.dumps(list(scene.orders.values())),
+        input=json.dumps(list(scene.checks.values())),
         capture_output=True,
         text=True,
         timeout=240,
         env={**os.environ, "SSL_CERT_FILE": str(scene.trust)},
     )
     assert "" == done.stderr
-    return dict(zip(scene.orders, json.loads(done.stdout), strict=True))
+    return dict(zip(scene.checks, json.loads(done.stdout), strict=True))
 
 
 def found(report: dict[str, Any]) -> set[str]:
@@ -475,7 +475,7 @@ def test_bounds(reports: Reports) -> None:
     assert "a check ends after 20 s" in said(slow, "end")
     for report in reports.values():
         assert report["requests"] <= MAX_REQUESTS
-        assert report["seconds"] < MAX_S + 2  # on a busy machine
+        assert report["seconds"] < MAX_DURATION_S + 2  # on a busy machine
 
 
 def test_tls(reports: Reports) -> None:
@@ -507,38 +507,42 @@ def test_every_problem_is_found_somewhere(reports: Reports) -> None:
     } == rest
 
 
-PUBLIC = Ends("198.41.0.4", "1.1.1.1")
-AT_HOME = Ends("192.168.1.5", "1.1.1.1")
-NEAR = Ends("192.168.1.5", "192.168.1.2")
+PUBLIC = ConnectionAddresses("198.41.0.4", "1.1.1.1")
+AT_HOME = ConnectionAddresses("192.168.1.5", "1.1.1.1")
+NEAR = ConnectionAddresses("192.168.1.5", "192.168.1.2")
+IPV6 = ConnectionAddresses("2606:4700::5", "2606:4700::1")
+LOOPBACK = ConnectionAddresses("127.0.0.1", "127.0.0.1")
 
 
 @pytest.mark.parametrize(
-    ("ends", "plain", "forged", "is_direct", "verdict"),
+    ("connection", "seen", "seen_if_forged", "is_direct", "verdict"),
     [
         (PUBLIC, "198.41.0.4", "198.41.0.4", False, "ok"),
-        (PUBLIC, "198.41.0.4", FORGED, False, "address.forged"),
+        (PUBLIC, "198.41.0.4", FORGED_ADDRESS, False, "address.forged"),
         (PUBLIC, "unknown", "unknown", False, "address.unknown"),
-        (PUBLIC, "unknown", FORGED, False, "address.unknown"),
+        (PUBLIC, "unknown", FORGED_ADDRESS, False, "address.unknown"),
         (PUBLIC, "172.18.0.1", "172.18.0.1", False, "address.proxy"),
         (PUBLIC, "1.1.1.1", "1.1.1.1", False, "address.proxy"),
         (PUBLIC, "2606:4700::/64", "2606:4700::/64", False, "ok"),  # translated on the way
         (PUBLIC, "exempt", "exempt", False, "not tested"),
         (AT_HOME, "198.41.0.4", "198.41.0.4", False, "ok"),
-        (AT_HOME, "198.41.0.4", FORGED, False, "address.forged"),
+        (AT_HOME, "198.41.0.4", FORGED_ADDRESS, False, "address.forged"),
         (AT_HOME, "172.18.0.1", "172.18.0.1", False, "not tested"),  # a router may make it look so
-        (AT_HOME, "192.168.1.1", FORGED, False, "not tested"),
+        (AT_HOME, "192.168.1.1", FORGED_ADDRESS, False, "not tested"),
         (NEAR, "192.168.1.5", "192.168.1.5", False, "ok"),
-        (NEAR, "192.168.1.5", FORGED, False, "not tested"),
+        (NEAR, "192.168.1.5", FORGED_ADDRESS, False, "not tested"),
         (NEAR, "unknown", "unknown", True, "not tested"),
-        (NEAR, "unknown", FORGED, False, "address.unknown"),
-        (Ends("2606:4700::5", "2606:4700::1"), "2606:4700::/64", "2606:4700::/64", False, "ok"),
-        (Ends("2606:4700::5", "2606:4700::1"), "2606:4700:0:1::/64", "2606:4700:0:1::/64", False, "address.proxy"),
-        (Ends("127.0.0.1", "127.0.0.1"), "127.0.0.1", FORGED, False, "not tested"),
+        (NEAR, "unknown", FORGED_ADDRESS, False, "address.unknown"),
+        (IPV6, "2606:4700::/64", "2606:4700::/64", False, "ok"),
+        (IPV6, "2606:4700:0:1::/64", "2606:4700:0:1::/64", False, "address.proxy"),
+        (LOOPBACK, "127.0.0.1", FORGED_ADDRESS, False, "not tested"),
     ],
 )
-def test_address(ends: Ends, plain: str, forged: str, is_direct: bool, verdict: str) -> None:
+def test_address(
+    connection: ConnectionAddresses, seen: str, seen_if_forged: str, is_direct: bool, verdict: str
+) -> None:
     """Nobody is alarmed who is in the proxy's own network, and everybody who is not counted for themselves is."""
-    assert verdict == judge(ends, plain, forged, is_direct=is_direct)[0]
+    assert verdict == evaluate_client_address(connection, seen, seen_if_forged, is_direct=is_direct)[0]
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str, str]:
@@ -606,20 +610,20 @@ def test_command_refuses(capsys: pytest.CaptureFixture[str]) -> None:
         assert "cannot be checked. Give the homeserver's URL, such as https://matrix.example.com" in complaints
 
 
-def test_anonymized() -> None:
+def test_anonymize() -> None:
     """No name and no address of the server or of whoever asks is left; those of this machine and of examples stay."""
     seen = (
         "matrix.secret.org is 198.41.0.4 and 2606:4700::1111, MATRIX.secret.org:8448, https://other.secret.org/x",
-        f"127.0.0.1 [::1] {FORGED} 12:34:56 nginx/1.22.1 Sat, 01 Jan 2028 10:00:00 GMT 198.41.0.4",
+        f"127.0.0.1 [::1] {FORGED_ADDRESS} 12:34:56 nginx/1.22.1 Sat, 01 Jan 2028 10:00:00 GMT 198.41.0.4",
     )
     finding = Finding("reach", "reach", Level.OK, "2606:4700:0:1::/64", seen, "Via: 1.1 matrix.secret.org")
-    report = anonymized(Report("https://matrix.secret.org/x", None, [finding], 1, 1))
+    report = anonymize(Report("https://matrix.secret.org/x", None, [finding], 1, 1))
     (blind,) = report.findings
     assert "https://homeserver.example/x" == report.url
-    assert ("address-1/64", "Via: 1.1 homeserver.example") == (blind.title, blind.by)
+    assert ("address-1/64", "Via: 1.1 homeserver.example") == (blind.title, blind.server_fields)
     assert (
         "homeserver.example is address-2 and address-3, homeserver.example:8448, https://homeserver.example/x",
-        f"127.0.0.1 [::1] {FORGED} 12:34:56 nginx/1.22.1 Sat, 01 Jan 2028 10:00:00 GMT address-2",
+        f"127.0.0.1 [::1] {FORGED_ADDRESS} 12:34:56 nginx/1.22.1 Sat, 01 Jan 2028 10:00:00 GMT address-2",
     ) == blind.evidence
 
 
@@ -658,8 +662,8 @@ def test_configuration(tmp_path: pathlib.Path, change: dict[str, Any], problem: 
     config = tmp_path / "homeserver.yaml"
     config.write_text(json.dumps({**SOUND, **change}))
     findings = Findings()
-    path = read_configuration([str(config)], BASE, findings)
-    told = [finding for finding in findings.finished(None, PATH, "") if finding.section == "configuration"]
+    path = check_configuration([str(config)], BASE, findings)
+    told = [finding for finding in findings.complete(None, PATH, "") if finding.section == "configuration"]
     if problem is None:
         assert ([Level.OK], PATH) == ([finding.level for finding in told], path)
     else:
@@ -673,7 +677,7 @@ def test_unreadable_configuration(tmp_path: pathlib.Path, content: str | None) -
     if content is not None:
         (tmp_path / "homeserver.yaml").write_text(content)
     findings = Findings()
-    read_configuration([str(tmp_path / "homeserver.yaml")], BASE, findings)
+    check_configuration([str(tmp_path / "homeserver.yaml")], BASE, findings)
     assert "config.unreadable" in findings
 
 
@@ -683,7 +687,7 @@ def test_moved_by_configuration(tmp_path: pathlib.Path) -> None:
     config = {"dialects": {"msc3886": {"path": MOVED}}}
     (tmp_path / "rendezvous.yaml").write_text(json.dumps({"modules": [{"module": MODULE, "config": config}]}))
     findings = Findings()
-    assert MOVED == read_configuration([str(tmp_path)], BASE, findings)
+    assert MOVED == check_configuration([str(tmp_path)], BASE, findings)
     assert not findings.has_problem("configuration")
 
 

@@ -1,4 +1,7 @@
-"""Checks several servers at once in one process, for the tests: reads orders as JSON from stdin, writes the reports."""
+"""Checks several servers at once in one process, for the tests.
+
+It reads the options of each check as JSON from stdin, and writes the reports.
+"""
 
 import json
 import sys
@@ -18,15 +21,15 @@ def main(reactor: Any) -> "Deferred[None]":
     """Check all, a few at a time."""
     turns = DeferredSemaphore(AT_ONCE)
 
-    def check_one(order: dict[str, Any]) -> "Deferred[Any]":
-        family = AddressFamily[order.pop("family", "ANY")]
-        return Deferred.fromCoroutine(run_check(reactor, CheckOptions(**order, family=family)))
+    def check_one(options: dict[str, Any]) -> "Deferred[Any]":
+        family = AddressFamily[options.pop("family", "ANY")]
+        return Deferred.fromCoroutine(run_check(reactor, CheckOptions(**options, family=family)))
 
     def write(reports: list[Any]) -> None:
         print(f"[{','.join(map(as_json, reports))}]")
 
-    orders = json.load(sys.stdin)
-    reports = gatherResults([turns.run(check_one, order) for order in orders], consumeErrors=True)
+    checks = json.load(sys.stdin)
+    reports = gatherResults([turns.run(check_one, options) for options in checks], consumeErrors=True)
     return reports.addCallback(write)
 
 
