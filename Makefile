@@ -13,10 +13,11 @@ test: .venv/dev ## Run all tests. Options for pytest: make test ARGS="-k precond
 	$(BIN)/python tests/tools/fetch_synapse_tests.py
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: .venv/dev ## Check style and types.
+lint: .venv/dev ## Check style, types and layers.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: .venv/dev ## Format the code.
 	$(BIN)/ruff check --fix .

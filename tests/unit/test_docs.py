@@ -15,7 +15,6 @@ from synapse_rendezvous import RendezvousModule, __version__
 from synapse_rendezvous.config import RendezvousConfig
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-ROOMS = [path for path in (ROOT / "synapse_rendezvous").rglob("*.py") if path.stem != "__init__"]
 SAMPLE = yaml.safe_load((ROOT / "sample_config.yaml").read_text())
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 
@@ -109,44 +108,3 @@ def test_links() -> None:
     for document in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for link in re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text()):
             assert (document.parent / link).exists(), f"{document.name}: {link}"
-
-
-def test_layers() -> None:
-    """Imports go downwards only, and Synapse's private homeserver is touched in one room."""
-    layers = [
-        ["__main__"],
-        ["demo.command"],
-        ["demo.page", "snippets.command"],
-        ["demo.throwaway_homeserver"],
-        ["demo.certificate"],
-        ["check.runner"],
-        ["check.command", "check.configuration", "check.proxy_limits", "check.client_address"],
-        ["check.creation", "check.exchange", "check.preflight", "check.response_headers"],
-        ["check.reachability", "check.routing"],
-        ["check.report", "check.context"],
-        ["check.findings", "check.probe"],
-        ["check.response", "check.connection", "check.problems"],
-        ["check.products", "check.options"],
-        ["module"],
-        ["resource"],
-        ["redis.store"],
-        ["admission", "dialects.msc4108", "redis.link", "redis.scripts", "long_poll"],
-        ["homeserver", "dialects.msc3886", "dialects.msc4388", "memory_store", "redis.subscription"],
-        ["rate_limit", "observer", "store"],
-        ["dialects.dialect"],
-        ["response", "metrics", "redis.layout"],
-        ["errors"],
-        ["preconditions", "table"],
-        ["session", "config", "clients", "coroutines"],
-        ["options", "logs"],
-        ["paths"],
-    ]
-    depth = {room: level for level, rooms in enumerate(layers) for room in rooms}
-    for path in ROOMS:
-        room = ".".join(path.relative_to(ROOT / "synapse_rendezvous").with_suffix("").parts)
-        text = path.read_text()
-        for imported in re.findall(r"^from synapse_rendezvous\.([\w.]+) import", text, re.MULTILINE):
-            if imported in ("check", "demo", "redis", "snippets"):
-                continue
-            assert depth[imported] > depth[room] or depth[room] == 0, f"{room} imports {imported}"
-        assert ("._hs" in text.replace("self._hs", "")) == (room == "homeserver")
