@@ -45,7 +45,7 @@ test-oldest: .venv/dev ## Run the tests with the oldest Synapse supported.
 	$(BIN)/tox run -e oldest
 
 clean: ## Remove everything that the other targets made.
-	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis _trial_temp*
+	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis _trial_temp*
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
