@@ -15,6 +15,7 @@ from twisted.internet.task import LoopingCall
 from twisted.web.resource import Resource
 from twisted.web.server import Request
 
+from synapse_rendezvous.preconditions import new_tag
 from synapse_rendezvous.session import Write, new_random_id
 
 PATH = "/_synapse/client/inside"
@@ -96,7 +97,7 @@ class InsideModule(Resource):
             address = f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
             begin_s = time.thread_time()
             write = Write(b"%064d" % number, b"text/plain")
-            self._finish(self._store.create(new_random_id(), write, address))
+            self._finish(self._store.create(new_random_id(), new_tag(), write, address))
             self._notes.add("create", time.thread_time() - begin_s)
             self._created += 1
         if self._created < self._wanted:

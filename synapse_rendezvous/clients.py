@@ -17,7 +17,10 @@ EXEMPT = "exempt"
 DENIED = "denied"
 """What requests from addresses count for that the operator denies."""
 
-# What one customer has is a /64 network at least, usually a /56, sometimes a /48. So networks share, too, but more.
+OTHERS = "others"
+"""Stands for all clients that a bounded table has no room for."""
+
+# A customer has a /64 network at least, usually a /56, sometimes a /48. So these networks have quotas too, wider ones.
 _IPV6_SHARES = ((16, 1), (14, 3), (12, 6))
 
 
@@ -30,17 +33,23 @@ _WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5
 """An address as some proxies write it, with the client's port."""
 
 
+MAX_FORWARDED_BYTES = 1024
+"""How much of X-Forwarded-For is read, from the right: more proxies than anybody has."""
+
+QuotaKeys = tuple[tuple[str, int], ...]
+"""Keys that something is charged to, each with how many times the allowance of one client it has; widest last."""
+
+
 @functools.lru_cache(maxsize=8192)
-def shares(client: str) -> tuple[tuple[str, int], ...]:
-    """Return for whom it counts what a client does.
+def quota_keys(client: str) -> QuotaKeys:
+    """Return the keys that a client is charged to.
 
     Args:
-        client: as `Clients.name` names it.
+        client: as `Clients.client_key` names it.
 
     Returns:
-        Names, each with how many times as much it may do as one client: an IPv4 address alone, an IPv6 /64 network with
-        the /56 and the /48 network around it; nobody for those that no limit for one client holds for. The scripts in
-        Redis know the same rule.
+        An IPv4 address alone; an IPv6 /64 network with the /56 and the /48 network around it; none for clients that
+        are exempt from the limits for one client. The scripts in Redis have the same rule.
     """
     if "." in client:
         return ((client, 1),)
@@ -59,11 +68,13 @@ class Clients:
         trusted: where the operator's own proxies are, or how many of them there are.
         exempt: whom no limit for one client holds for.
         denied: whom nothing is served.
-    """
 
-    # An IPv6 address that ends in an IPv4 address, with a port. What is longer, a client made up; it shall not fill the
-    # cache.
-    _LONGEST_ADDRESS = 53
+    Attributes:
+        client_key: takes the address at the other end of the connection, if it has one, and the last
+            `MAX_FORWARDED_BYTES` of X-Forwarded-For, its lines joined by commas, or None where the listener does not
+            believe it. Returns an IPv4 address, the first 64 bits of an IPv6 address as 16 hexadecimal digits, or a
+            word from above. It is cached, because devices ask again each second from the same place.
+    """
 
     def __init__(
         self, trusted: Sequence[IPNetwork] | int, exempt: Sequence[IPNetwork] = (), denied: Sequence[IPNetwork] = ()
@@ -71,52 +82,35 @@ class Clients:
         self._trusted = trusted
         self._exempt = exempt
         self._denied = denied
-        # Devices ask again each second from the same place.
-        self._read_cached = functools.lru_cache(maxsize=8192)(self._read)
-        self._follow_cached = functools.lru_cache(maxsize=8192)(self._follow)
+        self.client_key = functools.lru_cache(maxsize=8192)(self._client_key)
 
-    def name(self, peer: str | None, forwarded: Sequence[bytes] | None) -> str:
-        """Return an IPv4 address, the first 64 bits of an IPv6 address as 16 hexadecimal digits, or a word from above.
-
-        Args:
-            peer: the address at the other end of the connection, if it has one.
-            forwarded: the X-Forwarded-For lines; None where the listener does not believe them.
-        """
+    def _client_key(self, peer: str | None, forwarded: bytes | None) -> str:
         if forwarded is None:
-            return UNKNOWN if peer is None else self._read_cached(peer)[0]
-        # Nearly all requests come through a proxy that says so in one line, or through none.
-        if not forwarded or (len(forwarded) == 1 and len(forwarded[0]) <= self._LONGEST_ADDRESS):
-            return self._follow_cached(peer, *forwarded)
-        return self._follow(peer, *forwarded)
-
-    def _follow(self, peer: str | None, *forwarded: bytes) -> str:
+            return UNKNOWN if peer is None else self._parse(peer)[0]
         if isinstance(self._trusted, int):
             # If there are fewer hops than proxies, one of these was passed by, or made to drop the header: then the
             # farthest counts, for what a client can bring about must not free it from limits.
             hops = self._hops(_LOOPBACK if peer is None else peer, forwarded)
             *_, hop = itertools.islice(hops, self._trusted + 1)
-            return UNKNOWN if self._trusted and not forwarded else self._read_bounded(hop)[0]
+            return UNKNOWN if self._trusted and not forwarded else self._parse(hop)[0]
         client, is_trusted = UNKNOWN, True
         hops = self._hops(peer, forwarded)
         while is_trusted and (nearest := next(hops, None)) is not None:
-            client, is_trusted = self._read_bounded(nearest)
+            client, is_trusted = self._parse(nearest)
         # A trusted proxy that does not say for whom it asks: it could be for anybody.
         return UNKNOWN if is_trusted and not forwarded else client
 
     @staticmethod
-    def _hops(peer: str | None, forwarded: Sequence[bytes]) -> Iterator[str]:
+    def _hops(peer: str | None, forwarded: bytes) -> Iterator[str]:
         """Yield the addresses that a request passed, the nearest first."""
         if peer is not None:  # a unix socket has none; only a proxy on this machine can be behind it
             yield peer
-        for line in reversed(forwarded):
-            for entry in reversed(line.split(b",")):
+        if forwarded:
+            for entry in reversed(forwarded.split(b",")):
                 yield entry.strip().decode("latin-1")
 
-    def _read_bounded(self, hop: str) -> tuple[str, bool]:
-        return self._read_cached(hop) if len(hop) <= self._LONGEST_ADDRESS else (UNKNOWN, False)
-
-    def _read(self, hop: str) -> tuple[str, bool]:
-        """Return what an address counts for, and whether it is trusted."""
+    def _parse(self, hop: str) -> tuple[str, bool]:
+        """Return the key of an address, and whether it is trusted."""
         if hop == _LOCAL_SOCKET:
             hop = _LOOPBACK
         if with_port := _WITH_PORT.fullmatch(hop):
@@ -137,7 +131,7 @@ class Clients:
         return str(address), is_trusted
 
 
-def written(client: str) -> str:
+def format_client(client: str) -> str:
     """Return a client, or a network that shares, as a person writes it."""
     if "." not in client and len(client) in (16, 14, 12):
         return str(ipaddress.IPv6Network((int(client.ljust(32, "0"), 16), 4 * len(client))))
@@ -147,7 +141,7 @@ def written(client: str) -> str:
 @functools.lru_cache(maxsize=8192)
 def is_private(client: str) -> bool:
     """Whether a client is in a network that is not part of the internet."""
-    return client not in (UNKNOWN, EXEMPT, DENIED) and ipaddress.ip_network(written(client)).is_private
+    return client not in (UNKNOWN, EXEMPT, DENIED, OTHERS) and ipaddress.ip_network(format_client(client)).is_private
 
 
 def _is_in(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[IPNetwork]) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 
+from synapse_rendezvous.limits import LimitName
 from synapse_rendezvous.session import Session
 
 
@@ -42,18 +43,14 @@ class StoreFull(LimitExceededError):
     """The server holds as much as it may; what it holds stays.
 
     Args:
-        quota: the option whose bound is met; goes to the log, not to the client.
-
-    Attributes:
-        is_for_client: whether it is the client's bound rather than the server's.
+        limit: the quota that is met. It goes to the log, not to the client.
     """
 
     # Room comes when sessions expire, which no client can foresee: half a minute is a tenth of the default ttl.
     RETRY_AFTER_MS = 30_000
 
-    def __init__(self, quota: str) -> None:
-        super().__init__(quota, retry_after_ms=self.RETRY_AFTER_MS, pause=0.5)
-        self.is_for_client = quota.startswith("per_client.")
+    def __init__(self, limit: LimitName) -> None:
+        super().__init__(limit.value, retry_after_ms=self.RETRY_AFTER_MS, pause=0.5)
 
 
 class StoreUnavailable(SynapseError):

@@ -1,9 +1,8 @@
 """The only door to what Synapse has and its ModuleApi does not offer."""
 
 import re
-import time
 from collections.abc import Callable, Sequence
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 from synapse.api.auth.base import BaseAuth as Auth
 from synapse.api.errors import SynapseError
@@ -16,6 +15,9 @@ from synapse.module_api.errors import ConfigError
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
+from synapse_rendezvous.clock import MonotonicClock
+from synapse_rendezvous.config import RateLimit
+from synapse_rendezvous.limits import LimitName
 from synapse_rendezvous.paths import ETAG_PREFIX
 
 OLDEST_SYNAPSE = (1, 140)
@@ -45,25 +47,6 @@ def require_supported(version: str) -> None:
         raise ConfigError(f"synapse_rendezvous needs Synapse {oldest} or newer; this is {version}. Upgrade Synapse.")
 
 
-def content_of(request: SynapseRequest) -> IO[bytes]:
-    """Return what a request carries."""
-    content: IO[bytes] | None = request.content
-    assert content is not None  # noqa: S101 (Twisted sets it before it renders)
-    return content
-
-
-class SteadyClock:
-    """As much of Synapse's clock as a rate limiter asks for, by a clock that nobody sets."""
-
-    def time(self) -> float:
-        """Tell the time in seconds; only differences mean something."""
-        return Homeserver.steady_ns() / 1e9
-
-    def time_msec(self) -> int:
-        """Tell it in milliseconds."""
-        return Homeserver.steady_ns() // 1_000_000
-
-
 class RedisConnection(Protocol):
     """What is needed of Synapse's connection to Redis (txredisapi)."""
 
@@ -71,14 +54,14 @@ class RedisConnection(Protocol):
         """Run a script: by its hash, and by its text where Redis does not know it."""
 
 
-class Alarm(Protocol):
-    """A call that is to come."""
+class DelayedCall(Protocol):
+    """A scheduled call, as the reactor's `callLater` returns it (twisted.internet.interfaces.IDelayedCall)."""
 
     def cancel(self) -> None:
-        """Call it off."""
+        """Cancel it."""
 
     def active(self) -> bool:
-        """Whether it is still to come."""
+        """Whether it is still scheduled."""
 
 
 class Homeserver:
@@ -93,9 +76,6 @@ class Homeserver:
         has_redis: whether Redis is enabled in homeserver.yaml.
         has_workers: whether several processes serve this homeserver.
     """
-
-    steady_ns = staticmethod(time.monotonic_ns)
-    """Tells nanoseconds by a clock that nobody sets; only differences mean something."""
 
     def __init__(self, api: ModuleApi) -> None:
         self._api = api
@@ -121,7 +101,7 @@ class Homeserver:
 
         subscribe(self._hs, channel, received, subscribed)
 
-    def call_later(self, ms: float, function: Callable[[], None]) -> Alarm:
+    def call_later(self, ms: float, function: Callable[[], None]) -> DelayedCall:
         """Call a function after so many milliseconds, outside of any log context."""
         # By the reactor, because a background process for each would cost more than the wait that it ends.
         return self.reactor.callLater(ms / 1000, function)  # type: ignore[no-any-return]
@@ -146,15 +126,17 @@ class Homeserver:
         }
         return ports.get(True, ports.get(False))
 
-    def ratelimiter(self, name: str, *, per_second: float, burst_count: int) -> Ratelimiter:
-        """Return a new limiter of Synapse's, by steady time; make each once, because it sweeps itself for ever."""
+    def ratelimiter(self, name: LimitName, rate: RateLimit) -> Ratelimiter:
+        """Return a new limiter of Synapse's, on monotonic time; make each once, because it prunes itself for ever."""
         ratelimiter = Ratelimiter(
             store=self._hs.get_datastores().main,
             clock=self.clock,
-            cfg=RatelimitSettings(key=LIMITER_PREFIX + name, per_second=per_second, burst_count=burst_count),
+            cfg=RatelimitSettings(
+                key=LIMITER_PREFIX + name.value, per_second=rate.per_second, burst_count=rate.burst_count
+            ),
         )
-        # It asks for the time here. If the clock were set back, it would refuse everybody it knows until then.
-        ratelimiter.clock = cast(Any, SteadyClock())
+        # By a clock that was set back, it would refuse everybody it knows until the time before is reached again.
+        ratelimiter.clock = cast(Any, MonotonicClock())
         return ratelimiter
 
     async def user_of(self, request: SynapseRequest) -> Requester:

@@ -1,4 +1,4 @@
-"""Who waits for which session to change, and how they are woken."""
+"""Requests that wait for a session to change, and how they are woken."""
 
 import math
 import re
@@ -8,50 +8,49 @@ from collections.abc import Callable, Sequence
 from synapse.logging.context import PreserveLoggingContext, make_deferred_yieldable
 from twisted.internet.defer import Deferred
 
-from synapse_rendezvous.clients import shares
+from synapse_rendezvous.clients import quota_keys
 from synapse_rendezvous.errors import InvalidTimeout
-from synapse_rendezvous.homeserver import Alarm
+from synapse_rendezvous.homeserver import DelayedCall
 
 _MILLISECONDS = re.compile(rb"[0-9]{1,9}")
 
+CallLater = Callable[[float, Callable[[], None]], DelayedCall]
+"""Calls a function after so many milliseconds, outside of any log context."""
 
-CallLater = Callable[[float, Callable[[], None]], Alarm]
-"""Calls a function after so many milliseconds."""
 
-
-class Place:
+class Waiter:
     """One request that waits.
 
-    Whatever happens to the session while the place is held is noticed, also between two waits.
+    It notices whatever happens to its session from its beginning to its end, also between two waits.
 
     Args:
-        session_id: what it waits for.
-        client: whom it counts for.
+        session_id: the session it waits for.
+        client: the client it counts for.
         call_later: ends a wait that takes too long.
-        longest_ms: how long one wait may take.
+        reread_ms: the longest time that one wait takes.
     """
 
-    def __init__(self, session_id: str, client: str, call_later: CallLater, longest_ms: float) -> None:
+    def __init__(self, session_id: str, client: str, call_later: CallLater, reread_ms: float) -> None:
         self.session_id = session_id
         self.client = client
         self._call_later = call_later
-        self._longest_ms = longest_ms
+        self._reread_ms = reread_ms
         self._is_woken = False
-        self._waiting: Deferred[None] | None = None
+        self._wake_up: Deferred[None] | None = None
 
-    async def changed(self, ms: float) -> None:
+    async def wait(self, ms: float) -> None:
         """Return when the session may have changed since the last call, or after so many milliseconds.
 
         Raises:
-            CancelledError: the client left.
+            CancelledError: the client has left.
         """
         if not self._is_woken:
-            self._waiting = Deferred()
-            alarm = self._call_later(min(ms, self._longest_ms), self.wake)
+            self._wake_up = Deferred()
+            alarm = self._call_later(min(ms, self._reread_ms), self.wake)
             try:
-                await make_deferred_yieldable(self._waiting)
+                await make_deferred_yieldable(self._wake_up)
             finally:
-                self._waiting = None
+                self._wake_up = None
                 if alarm.active():
                     alarm.cancel()
         self._is_woken = False
@@ -59,37 +58,37 @@ class Place:
     def wake(self) -> None:
         """End the wait, or the next one if there is none now."""
         self._is_woken = True
-        if self._waiting is not None and not self._waiting.called:
-            with PreserveLoggingContext():  # what follows is the waiting request's, which has a context of its own
-                self._waiting.callback(None)
+        if self._wake_up is not None and not self._wake_up.called:
+            with PreserveLoggingContext():  # the waiting request goes on in its own log context, and leaves it set
+                self._wake_up.callback(None)
 
 
-class Waiting:
+class Waiters:
     """The requests that wait, by session.
 
     Args:
-        call_later: ends waits that take too long.
+        call_later: wakes them, and ends waits that take too long.
         max_wait_ms: how long a request may be held.
-        default_wait_ms: how long one is held that does not say.
+        default_wait_ms: how long a request is held that names no time.
         max_waiting: how many requests may wait at once.
         max_client_waiting: how many of one client.
-        reread_ms: how often to look without being woken, because a wake-up may be lost on its way.
+        reread_ms: how often a waiter looks without being woken, because a wake-up may get lost on its way.
     """
 
     MAX_SESSION_WAITING = 4
     """How many may wait for one session: two devices, each with one request more that has lost its connection."""
 
-    WOKEN_TOGETHER = 100
-    """How many are woken at once where all are."""
+    WAKE_BATCH = 100
+    """How many waiters are woken in one go."""
 
     WAKE_INTERVAL_MS = 50
     """How long after them the next ones are."""
 
     LONG_WAIT_MS = 5000
-    """From how long on a wait may end a little sooner."""
+    """From this length on, a wait may end a little sooner."""
 
     END_INTERVAL_MS = 1000
-    """Long waits end at multiples of this, many at once: that, and what clients ask then, costs half as much."""
+    """Long waits end at multiples of this, many at once: that, and the requests that follow, cost half as much."""
 
     def __init__(
         self,
@@ -108,86 +107,89 @@ class Waiting:
         self._max_waiting = max_waiting
         self._max_client_waiting = max_client_waiting
         self._reread_ms = reread_ms
-        self._places: dict[str, list[Place]] = {}
+        self._waiters: dict[str, list[Waiter]] = {}
         self._clients: Counter[str] = Counter()
         self._count = 0
 
     def __len__(self) -> int:
-        """How many requests hold a place."""
+        """Return how many requests wait, or are about to."""
         return self._count
 
-    def wait_ms(self, wanted: Sequence[bytes]) -> int:
-        """Return how long a request may be held that says how long it would be.
+    def parse_timeout(self, values: Sequence[bytes]) -> int:
+        """Return how many milliseconds a request may be held.
 
         Args:
-            wanted: the values of its `timeout` parameter.
+            values: those of its `timeout` parameter.
 
         Raises:
-            InvalidTimeout: it is not one number of milliseconds.
+            InvalidTimeout: they are not one number of milliseconds.
         """
-        if len(wanted) != 1 or not _MILLISECONDS.fullmatch(wanted[0]):
+        if len(values) != 1 or not _MILLISECONDS.fullmatch(values[0]):
             raise InvalidTimeout
-        return min(int(wanted[0]), self.max_wait_ms)
+        return min(int(values[0]), self.max_wait_ms)
 
     def end_ms(self, now_ms: int, wait_ms: int) -> int:
         """Return when a wait that begins now ends."""
         end_ms = now_ms + wait_ms
         return end_ms - end_ms % self.END_INTERVAL_MS if wait_ms >= self.LONG_WAIT_MS else end_ms
 
-    def take(self, session_id: str, client: str) -> Place | None:
-        """Take a place for a request, which must `leave` it; None if there is no room.
+    def add(self, session_id: str, client: str) -> Waiter | None:
+        """Return a waiter for a request, to be given to `remove` at its end; None if there is no room.
 
         Args:
-            session_id: what it waits for.
-            client: whom it counts for.
+            session_id: the session it waits for.
+            client: the client it counts for.
         """
         if not self._has_room(session_id, client):
             return None
-        place = Place(session_id, client, self._call_later, self._reread_ms)
-        self._places.setdefault(session_id, []).append(place)
+        waiter = Waiter(session_id, client, self._call_later, self._reread_ms)
+        self._waiters.setdefault(session_id, []).append(waiter)
         self._clients[client] += 1
         self._count += 1
-        return place
+        return waiter
 
-    def leave(self, place: Place) -> None:
-        """Give a place back."""
+    def remove(self, waiter: Waiter) -> None:
+        """Forget a waiter."""
         self._count -= 1
-        self._clients[place.client] -= 1
-        if not self._clients[place.client]:
-            del self._clients[place.client]
-        places = self._places[place.session_id]
-        places.remove(place)
-        if not places:
-            del self._places[place.session_id]
+        self._clients[waiter.client] -= 1
+        if not self._clients[waiter.client]:
+            del self._clients[waiter.client]
+        waiters = self._waiters[waiter.session_id]
+        waiters.remove(waiter)
+        if not waiters:
+            del self._waiters[waiter.session_id]
 
     def wake(self, session_id: str) -> None:
-        """Wake whoever waits for this session."""
-        for place in tuple(self._places.get(session_id, ())):
-            place.wake()
+        """Wake the waiters of a session in the next turn of the reactor, so that its writer is answered first."""
+        if waiters := self._waiters.get(session_id):
+            self._wake_later(waiters.copy(), 0)
 
     def wake_all(self) -> None:
-        """Wake everybody, because what happened meanwhile is not known; some at a time, because they will all read."""
-        self._wake_some(self._all())
+        """Wake all waiters, because their sessions may have changed unnoticed; a batch at a time, as all will read."""
+        self._wake_later(self._all(), 0)
 
     def close(self) -> None:
-        """Let nobody wait any more: all are answered with what they know."""
+        """Let nothing wait any more: all requests are answered with what is known."""
         self.is_closed = True
-        for place in self._all():
-            place.wake()
+        for waiter in self._all():
+            waiter.wake()
 
-    def _all(self) -> list[Place]:
-        return [place for places in self._places.values() for place in places]
+    def _all(self) -> list[Waiter]:
+        return [waiter for waiters in self._waiters.values() for waiter in waiters]
 
-    def _wake_some(self, places: list[Place]) -> None:
-        for place in places[: self.WOKEN_TOGETHER]:
-            place.wake()
-        if rest := places[self.WOKEN_TOGETHER :]:
-            self._call_later(self.WAKE_INTERVAL_MS, lambda: self._wake_some(rest))
+    def _wake_later(self, waiters: list[Waiter], ms: float) -> None:
+        def wake() -> None:
+            for waiter in waiters[: self.WAKE_BATCH]:
+                waiter.wake()
+            if rest := waiters[self.WAKE_BATCH :]:
+                self._wake_later(rest, self.WAKE_INTERVAL_MS)
+
+        self._call_later(ms, wake)
 
     def _has_room(self, session_id: str, client: str) -> bool:
         return (
             not self.is_closed
             and self._count < self._max_waiting
-            and (not shares(client) or self._clients[client] < self._max_client_waiting)
-            and len(self._places.get(session_id, ())) < self.MAX_SESSION_WAITING
+            and (not quota_keys(client) or self._clients[client] < self._max_client_waiting)
+            and len(self._waiters.get(session_id, ())) < self.MAX_SESSION_WAITING
         )

@@ -11,22 +11,23 @@ import synapse
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 
-from synapse_rendezvous import __version__, paths
+from synapse_rendezvous import __version__, clock, paths
 from synapse_rendezvous.admission import Admission
-from synapse_rendezvous.config import LIMIT_KEYS, DialectConfig, RendezvousConfig
+from synapse_rendezvous.clients import Clients
+from synapse_rendezvous.config import DialectConfig, RendezvousConfig
 from synapse_rendezvous.dialects.dialect import Dialect
 from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect
 from synapse_rendezvous.dialects.msc4108 import MSC4108Dialect
 from synapse_rendezvous.dialects.msc4388 import MSC4388Dialect
 from synapse_rendezvous.errors import StoreUnavailable
 from synapse_rendezvous.homeserver import Homeserver, require_supported
-from synapse_rendezvous.long_poll import Waiting
+from synapse_rendezvous.long_poll import Waiters
 from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.metrics import Metrics
-from synapse_rendezvous.observer import LOOK_INTERVAL_MS, TELL_INTERVAL_MS, Observations
+from synapse_rendezvous.observer import REFUSALS_INTERVAL_MS, SOURCES_INTERVAL_MS, Observer
+from synapse_rendezvous.rate_limit import Limits
 from synapse_rendezvous.resource import RendezvousResource
 from synapse_rendezvous.store import Quotas, SessionStore
-from synapse_rendezvous.table import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -56,19 +57,19 @@ class RendezvousModule:
         process = api.worker_name or "main"
         kind = "redis" if homeserver.has_redis and config.store != "memory" else "memory"
         metrics = Metrics(api.server_name, version=__version__, process=process, store=kind, config=config)
-        observations = Observations(metrics, is_enforced=not config.observe)
-        # The store in memory takes those out that end. So none is forgotten that lives, if the table is never full.
-        most_sessions = 2 * config.max_sessions if kind == "memory" else LIMIT_KEYS
-        admission = Admission(homeserver, config, observations, most_sessions)
-        store = _store(homeserver, config, api, metrics, observations, admission.session_reads)
-        waiting = _waiting(homeserver, config, store.changes_channel)
-        metrics.observe_waiting(waiting.__len__)
-        for look, interval_ms in (
-            (functools.partial(_sweep, store, metrics, api.sleep), SWEEP_INTERVAL_MS),
-            (observations.tell_refusals, TELL_INTERVAL_MS),
-            (observations.look_at_sources, LOOK_INTERVAL_MS),
+        observer = Observer(metrics, clock.monotonic_s, ttl_ms=config.ttl_ms, is_enforced=not config.observe)
+        limits = Limits(homeserver, config, observer)
+        admission = Admission(homeserver, config, limits, observer)
+        clients = Clients(config.trusted_proxies, config.exempt, config.deny)
+        store = _store(homeserver, config, api, observer)
+        waiters = _waiters(homeserver, config, store.changes_channel)
+        observer.measure_waiting(waiters.__len__)
+        for function, interval_ms in (
+            (functools.partial(_sweep, store, observer, api.sleep), SWEEP_INTERVAL_MS),
+            (observer.log_refusals, REFUSALS_INTERVAL_MS),
+            (observer.log_dominant_source, SOURCES_INTERVAL_MS),
         ):
-            api.looping_background_call(look, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
+            api.looping_background_call(function, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
         dialects = _dialects(config, store, api.public_baseurl.rstrip("/"), kind)
         for options, dialect in dialects:
             homeserver.refuse_conflicts(options.path)
@@ -77,11 +78,13 @@ class RendezvousModule:
                 sleep=api.sleep,
                 path=options.path,
                 dialect=dialect,
-                store=store,
-                waiting=waiting,
-                admission=admission,
                 create_policy=options.create_policy,
-                metrics=metrics,
+                clients=clients,
+                admission=admission,
+                limits=limits,
+                store=store,
+                waiters=waiters,
+                observer=observer,
             )
             api.register_web_resource(options.path, resource)
             _warn_of_path(dialect, options)
@@ -113,40 +116,28 @@ class RendezvousModule:
 def _dialects(
     config: RendezvousConfig, store: SessionStore, base_url: str, kind: str
 ) -> list[tuple[DialectConfig, Dialect]]:
-    """Return the dialects that are enabled."""
+    """Return the dialects that are enabled, each with its options."""
     process = secrets.token_hex(4)
     max_wait_ms = config.long_poll.max_wait_ms
-    dialects: list[tuple[DialectConfig, Dialect]] = [
-        (
-            options,
-            dialect(
-                base_url=base_url,
-                path=options.path,
-                max_bytes=max_bytes,
-                ttl_ms=config.ttl_ms,
-                max_wait_ms=max_wait_ms,
-                process=process,
-                store=kind,
-                strict_etags=config.strict_etags,
-            ),
+    etag_dialects = (
+        dialect(
+            base_url=base_url,
+            path=getattr(config.dialects, dialect.name).path,
+            max_bytes=max_bytes,
+            ttl_ms=config.ttl_ms,
+            max_wait_ms=max_wait_ms,
+            process=process,
+            store=kind,
+            strict_etags=config.strict_etags,
         )
-        for options, dialect, max_bytes in (
-            (config.dialects.msc3886, MSC3886Dialect, config.max_bytes),
-            (config.dialects.msc4108, MSC4108Dialect, MSC4108Dialect.MAX_BYTES),
-        )
-    ]
-    dialects.append((config.dialects.msc4388, MSC4388Dialect(store.now_ms, max_wait_ms=max_wait_ms)))
-    return [(options, dialect) for options, dialect in dialects if options.enabled]
+        for dialect, max_bytes in ((MSC3886Dialect, config.max_bytes), (MSC4108Dialect, MSC4108Dialect.MAX_BYTES))
+    )
+    dialects: list[Dialect] = [*etag_dialects, MSC4388Dialect(store.now_ms, max_wait_ms=max_wait_ms)]
+    with_options = [(getattr(config.dialects, dialect.name), dialect) for dialect in dialects]
+    return [(options, dialect) for options, dialect in with_options if options.enabled]
 
 
-def _store(
-    homeserver: Homeserver,
-    config: RendezvousConfig,
-    api: ModuleApi,
-    metrics: Metrics,
-    observations: Observations,
-    reads: Tally,
-) -> SessionStore:
+def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi, observer: Observer) -> SessionStore:
     quotas = Quotas(
         ttl_ms=config.ttl_ms,
         max_sessions=config.max_sessions,
@@ -162,29 +153,28 @@ def _store(
             " and port, or remove `store` from the module's config.",
             ("redis", "enabled"),
         )
+    wall_ms = homeserver.clock.time_msec
     if config.store == "memory" or not homeserver.has_redis:
-        return MemorySessionStore(homeserver.clock.time_msec, homeserver.steady_ns, quotas, observations, reads)
+        return MemorySessionStore(wall_ms, clock.monotonic_ns, quotas, observer)
     # What they need is there only where Synapse has Redis.
     from synapse_rendezvous.redis.link import RedisLink
     from synapse_rendezvous.redis.store import RedisSessionStore
 
-    link = RedisLink(homeserver.redis(), homeserver.reactor, metrics)
-    return RedisSessionStore(
-        link, homeserver.clock.time_msec, server_name=api.server_name, quotas=quotas, observer=observations
-    )
+    link = RedisLink(homeserver.redis(), homeserver.reactor, clock.monotonic_s, observer)
+    return RedisSessionStore(link, wall_ms, server_name=api.server_name, quotas=quotas, observer=observer)
 
 
-async def _sweep(store: SessionStore, metrics: Metrics, sleep: Callable[[float], Awaitable[None]]) -> None:
-    """Let a store forget what has expired, some at a time, and tell what it holds then."""
-    with contextlib.suppress(StoreUnavailable):  # which has been told
-        while not (held := await store.sweep()).is_swept:
+async def _sweep(store: SessionStore, observer: Observer, sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Let a store forget what has expired, some at a time, and report what it holds then."""
+    with contextlib.suppress(StoreUnavailable):  # which the observer knows
+        while not (usage := await store.sweep()).is_swept:
             await sleep(SWEEP_PAUSE_S)
-        metrics.holds(held)
+        observer.store_measured(usage)
 
 
-def _waiting(homeserver: Homeserver, config: RendezvousConfig, changes_channel: str | None) -> Waiting:
-    """Return who waits; where sessions are shared, what other processes write wakes them, too."""
-    waiting = Waiting(
+def _waiters(homeserver: Homeserver, config: RendezvousConfig, changes_channel: str | None) -> Waiters:
+    """Return the waiters; where sessions are shared, the writes of other processes wake them too."""
+    waiters = Waiters(
         homeserver.call_later,
         max_wait_ms=config.long_poll.max_wait_ms,
         default_wait_ms=config.long_poll.default_wait_ms,
@@ -193,9 +183,9 @@ def _waiting(homeserver: Homeserver, config: RendezvousConfig, changes_channel: 
         reread_ms=math.inf if changes_channel is None else REREAD_INTERVAL_MS,
     )
     if changes_channel is not None and config.long_poll.max_wait_ms > 0:
-        homeserver.subscribe(changes_channel, received=waiting.wake, subscribed=waiting.wake_all)
-    homeserver.before_shutdown(waiting.close)
-    return waiting
+        homeserver.subscribe(changes_channel, received=waiters.wake, subscribed=waiters.wake_all)
+    homeserver.before_shutdown(waiters.close)
+    return waiters
 
 
 def _warn_of_memory(paths: Sequence[str], worker: str | None, port: int | None) -> None:
@@ -221,8 +211,8 @@ def _warn_of_path(dialect: Dialect, options: DialectConfig) -> None:
             " `resources: []`. See docs/clients.md",
             options.path,
         )
-    conditional = options.path.startswith(paths.ETAG_PREFIX)
-    if conditional and options.create_policy == "authenticated":
+    allows_etags = options.path.startswith(paths.ETAG_PREFIX)
+    if allows_etags and options.create_policy == "authenticated":
         logger.warning(
             "Web clients cannot create sessions at %s: below %s, Synapse does not let browsers"
             " send Authorization. Other clients can. See dialects.%s.create_policy in docs/configuration.md",
@@ -230,7 +220,7 @@ def _warn_of_path(dialect: Dialect, options: DialectConfig) -> None:
             paths.ETAG_PREFIX,
             dialect.name,
         )
-    if not conditional and dialect.conditional:
+    if not allows_etags and dialect.uses_etags:
         logger.warning(
             "Web clients cannot use %s: only below %s, Synapse lets browsers send If-Match and"
             " If-None-Match. Other clients can. See dialects.%s.path in docs/configuration.md",

@@ -3,9 +3,10 @@
 import calendar
 import contextlib
 import enum
+import os
 import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from synapse_rendezvous.session import Session, Write
@@ -22,41 +23,50 @@ _TOKEN = re.compile(rb'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|(,)|[^ \t,"]+|"')
 _CODED_TAG = re.compile(rb"(?:W/)?([0-9a-z]+)(--gzip|;gzip|-gzip|-br|-zstd|-deflate)?")
 
 
-class EntityTags(NamedTuple):
-    """The value of one If-Match or If-None-Match field.
+class _AnyTag(frozenset[bytes]):
+    """Contains every tag, as the field value `*` does."""
 
-    Attributes:
-        any: whether the value is `*`, which every existing session matches.
-        tags: the opaque parts of the tags listed.
-        changes: what proxies seem to have done to these since we sent them: `weak`, `suffix`, `unquoted`.
+    def __contains__(self, tag: object) -> bool:
+        return True
+
+
+ANY_TAG: frozenset[bytes] = _AnyTag()
+"""What `parse_entity_tags` returns for `*`, which every existing session matches."""
+
+NO_TAG = b""
+"""No revision has this tag."""
+
+
+def new_tag() -> bytes:
+    """Return a tag for a new revision: 80 random bits, in characters that no proxy rewrites.
+
+    A tag is random rather than a hash of the payload, so that the same bytes written twice are two revisions and the
+    reader notices both.
     """
+    return os.urandom(10).hex().encode("ascii")
 
-    any: bool
-    tags: frozenset[bytes]
-    changes: frozenset[str] = frozenset()
 
-    @classmethod
-    def parse(cls, lines: Sequence[bytes], *, weak: bool, tolerant: bool) -> "EntityTags":
-        """Read a field, all of its lines together (RFC 9110 section 5.3). Never raises.
+def parse_entity_tags(lines: Sequence[bytes], *, weak: bool, tolerant: bool) -> tuple[frozenset[bytes], frozenset[str]]:
+    """Read an If-Match or If-None-Match field, all of its lines together (RFC 9110 section 5.3). Never raises.
 
-        Args:
-            lines: the field's values, any bytes. Members that are no entity tags match nothing.
-            weak: whether the comparison is weak (If-None-Match), so that weak tags count too.
-            tolerant: read a tag that a proxy weakened, suffixed or unquoted as the one that was sent. This cannot
-                accept a wrong revision, because every revision has a tag of its own.
-        """
-        # What nearly all requests have: a tag of ours, as we sent it. For `tuple.__new__`, see `Session.create`.
-        if len(lines) == 1 and lines[0][:1] == lines[0][-1:] == b'"' and lines[0][1:-1].isalnum():
-            return tuple.__new__(cls, (False, frozenset((lines[0][1:-1],)), frozenset()))
-        value = b",".join(lines)
-        if value.strip(b" \t") == b"*":
-            return cls(any=True, tags=frozenset())
-        members = list(_members(value, weak=weak or tolerant, tolerant=tolerant))
-        return cls(False, frozenset(tag for tag, _ in members), frozenset().union(*(changes for _, changes in members)))
+    Args:
+        lines: the field's values, any bytes. Members that are no entity tags match nothing.
+        weak: whether the comparison is weak (If-None-Match), so that weak tags count too.
+        tolerant: read a tag that a proxy weakened, suffixed or unquoted as the one that was sent. This cannot accept a
+            wrong revision, because every revision has a tag of its own.
 
-    def match(self, tag: bytes) -> bool:
-        """Whether a session whose current tag is `tag` is among those named."""
-        return self.any or tag in self.tags
+    Returns:
+        The opaque parts of the tags, or `ANY_TAG`; and what proxies seem to have done to them: `weak`, `suffix`,
+        `unquoted`.
+    """
+    # Nearly all requests have one tag of ours, as we sent it.
+    if len(lines) == 1 and lines[0][:1] == lines[0][-1:] == b'"' and lines[0][1:-1].isalnum():
+        return frozenset((lines[0][1:-1],)), frozenset()
+    value = b",".join(lines)
+    if value.strip(b" \t") == b"*":
+        return ANY_TAG, frozenset()
+    members = list(_members(value, weak=weak or tolerant, tolerant=tolerant))
+    return frozenset(tag for tag, _ in members), frozenset().union(*(changes for _, changes in members))
 
 
 def _members(value: bytes, *, weak: bool, tolerant: bool) -> Iterator[tuple[bytes, set[str]]]:
@@ -89,18 +99,18 @@ def _between_commas(value: bytes) -> Iterator[list[re.Match[bytes]]]:
 _DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
 
 
-def _date(lines: Sequence[bytes]) -> int | None:
+def parse_date(lines: Sequence[bytes]) -> int | None:
     """Return a date field in seconds since the epoch; None if absent or not one date (RFC 9110 section 13.1.3)."""
     if len(lines) != 1:
         return None
     for form in _DATES:
         with contextlib.suppress(ValueError):
-            return calendar.timegm(time.strptime(lines[0].decode("latin-1"), form))
+            return calendar.timegm(datetime.strptime(lines[0].decode("latin-1"), form).timetuple())
     return None
 
 
-class Verdict(enum.Enum):
-    """What the preconditions of a request say of it."""
+class PreconditionResult(enum.Enum):
+    """What the preconditions of a request demand."""
 
     PROCEED = enum.auto()
     NOT_MODIFIED = enum.auto()
@@ -108,50 +118,36 @@ class Verdict(enum.Enum):
 
 
 class Preconditions(NamedTuple):
-    """The precondition fields of one request; None where a field is absent or to be ignored.
+    """The preconditions of one request; None where there is none of a kind.
 
     Attributes:
-        if_match: RFC 9110 section 13.1.1.
-        if_none_match: section 13.1.2.
+        if_match: RFC 9110 section 13.1.1: the tags listed, or `ANY_TAG`.
+        if_none_match: section 13.1.2, likewise.
         if_modified_since_s: section 13.1.3, in seconds since the epoch.
         if_unmodified_since_s: section 13.1.4, in seconds since the epoch.
         repeats_from_any: whether a write that repeats the current revision counts as done whichever older revision
             it names, not only the one that was replaced.
-        changes: what proxies seem to have done to the tags; see `EntityTags`.
+        changes: what proxies seem to have done to the tags; see `parse_entity_tags`.
     """
 
-    if_match: EntityTags | None = None
-    if_none_match: EntityTags | None = None
+    if_match: frozenset[bytes] | None = None
+    if_none_match: frozenset[bytes] | None = None
     if_modified_since_s: int | None = None
     if_unmodified_since_s: int | None = None
     repeats_from_any: bool = False
     changes: frozenset[str] = frozenset()
 
-    @classmethod
-    def read(cls, headers: HeaderFields, *, tolerant: bool) -> "Preconditions":
-        """Read the precondition fields of a request, whatever bytes they hold.
+    @property
+    def expected_tag(self) -> bytes | None:
+        """The tag of the only revision that is sure to meet them; None if all do, `NO_TAG` if none is sure to."""
+        if self.if_none_match is not None:
+            return NO_TAG
+        if self.if_match is None:
+            return None if self.if_unmodified_since_s is None else NO_TAG
+        return None if self.if_match is ANY_TAG else next(iter(self.if_match), NO_TAG)
 
-        Args:
-            headers: the request's header fields.
-            tolerant: see `EntityTags.parse`.
-        """
-        if_match = if_none_match = if_modified_since_s = if_unmodified_since_s = None
-        changes: frozenset[str] = frozenset()
-        # A date counts only where the tags of its kind are absent (sections 13.1.3 and 13.1.4).
-        if (lines := headers.get(b"If-Match")) is not None:
-            if_match = EntityTags.parse(lines, weak=False, tolerant=tolerant)
-            changes = if_match.changes
-        elif b"If-Unmodified-Since" in headers:
-            if_unmodified_since_s = _date(headers[b"If-Unmodified-Since"])
-        if (lines := headers.get(b"If-None-Match")) is not None:
-            if_none_match = EntityTags.parse(lines, weak=True, tolerant=tolerant)
-            changes = changes or if_none_match.changes
-        elif b"If-Modified-Since" in headers:
-            if_modified_since_s = _date(headers[b"If-Modified-Since"])
-        return tuple.__new__(cls, (if_match, if_none_match, if_modified_since_s, if_unmodified_since_s, False, changes))
-
-    def evaluate(self, session: Session, *, safe: bool) -> Verdict:
-        """Judge the request against the current revision, in the order of RFC 9110 section 13.2.2.
+    def evaluate(self, session: Session, *, safe: bool) -> PreconditionResult:
+        """Evaluate them for the current revision, in the order of RFC 9110 section 13.2.2.
 
         Args:
             session: the current revision.
@@ -161,20 +157,20 @@ class Preconditions(NamedTuple):
             NOT_MODIFIED only when `safe`. Dates count whole seconds, as the Last-Modified that they echo.
         """
         if self.if_match is not None:
-            if not self.if_match.match(session.tag):
-                return Verdict.FAILED
+            if session.tag not in self.if_match:
+                return PreconditionResult.FAILED
         elif self.if_unmodified_since_s is not None:
             if session.last_modified_ms // 1000 > self.if_unmodified_since_s:
-                return Verdict.FAILED
+                return PreconditionResult.FAILED
         if self.if_none_match is not None:
-            if self.if_none_match.match(session.tag):
-                return Verdict.NOT_MODIFIED if safe else Verdict.FAILED
+            if session.tag in self.if_none_match:
+                return PreconditionResult.NOT_MODIFIED if safe else PreconditionResult.FAILED
         elif safe and self.if_modified_since_s is not None:
             if session.last_modified_ms // 1000 <= self.if_modified_since_s:
-                return Verdict.NOT_MODIFIED
-        return Verdict.PROCEED
+                return PreconditionResult.NOT_MODIFIED
+        return PreconditionResult.PROCEED
 
-    def repeat(self, session: Session, write: Write) -> bool:
+    def is_repeat(self, session: Session, write: Write) -> bool:
         """Whether this request asks again for the write that made the current revision.
 
         Proxies send a PUT a second time when the first answer got lost; RFC 9110 section 13.1.1 allows to answer it
@@ -183,8 +179,8 @@ class Preconditions(NamedTuple):
         """
         return (
             self.if_match is not None
-            and session.tag not in self.if_match.tags
-            and (self.repeats_from_any or session.previous_tag in self.if_match.tags)
+            and session.tag not in self.if_match
+            and (self.repeats_from_any or session.previous_tag in self.if_match)
             and session.payload == write.payload
             and session.content_type == write.content_type
         )

@@ -1,13 +1,12 @@
 """The Twisted resource: which operation a request asks for."""
 
-import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 from synapse.http.server import HTTP_STATUS_REQUEST_CANCELLED
-from synapse.http.site import SynapseRequest
+from synapse.http.site import SynapseRequest, XForwardedForRequest
 from synapse.logging.context import set_current_context
 from synapse.module_api import DirectServeJsonResource
 from twisted.internet.defer import CancelledError
@@ -15,9 +14,8 @@ from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET, Request
 
 from synapse_rendezvous.admission import Admission
-from synapse_rendezvous.clients import EXEMPT
-from synapse_rendezvous.coroutines import Begun
-from synapse_rendezvous.dialects.dialect import FETCH_METADATA, Dialect
+from synapse_rendezvous.clients import DENIED, EXEMPT, MAX_FORWARDED_BYTES, UNKNOWN, Clients, quota_keys
+from synapse_rendezvous.dialects.dialect import Dialect
 from synapse_rendezvous.errors import (
     MethodNotAllowed,
     NotForDisplay,
@@ -25,13 +23,15 @@ from synapse_rendezvous.errors import (
     ReadRefused,
     SessionNotFound,
     StoreFull,
+    StoreUnavailable,
 )
-from synapse_rendezvous.homeserver import content_of
-from synapse_rendezvous.long_poll import Place, Waiting
-from synapse_rendezvous.metrics import Metrics
-from synapse_rendezvous.preconditions import HeaderFields, Verdict
-from synapse_rendezvous.response import Response, json_response, write
+from synapse_rendezvous.long_poll import Waiter, Waiters
+from synapse_rendezvous.observer import Observer
+from synapse_rendezvous.preconditions import HeaderFields, PreconditionResult, Preconditions, new_tag
+from synapse_rendezvous.rate_limit import Limits
+from synapse_rendezvous.response import Response, json_response, send_response
 from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
+from synapse_rendezvous.started_coroutine import StartedCoroutine
 from synapse_rendezvous.store import SessionStore
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Judge = Callable[[Session], tuple[Verdict, frozenset[str]]]
-"""Says what a revision is to a reader, and what proxies seem to have done to the tags that it knows."""
+MAX_SWAPS = 10
+"""How often a write is tried whose preconditions hold for one revision after another that others replace meanwhile."""
 
 _DEFECT = json_response(500, {"errcode": Codes.UNKNOWN, "error": "Internal server error"})
 
@@ -53,11 +53,13 @@ class RendezvousResource(DirectServeJsonResource):
         sleep: waits for so many seconds.
         path: where it is mounted.
         dialect: the protocol spoken here.
-        store: where the sessions are.
-        waiting: who waits for a session to change.
-        admission: who may do what.
         create_policy: who may create here: `open`, `authenticated` or `closed`.
-        metrics: where requests are counted.
+        clients: names the client of a request.
+        admission: lets a request pass, or raises.
+        limits: the rate limits.
+        store: where the sessions are.
+        waiters: the requests that wait for a session to change.
+        observer: receives events.
     """
 
     def __init__(
@@ -67,32 +69,36 @@ class RendezvousResource(DirectServeJsonResource):
         sleep: Callable[[float], Awaitable[None]],
         path: str,
         dialect: Dialect,
-        store: SessionStore,
-        waiting: Waiting,
-        admission: Admission,
         create_policy: str,
-        metrics: Metrics,
+        clients: Clients,
+        admission: Admission,
+        limits: Limits,
+        store: SessionStore,
+        waiters: Waiters,
+        observer: Observer,
     ) -> None:
         super().__init__(clock=clock)
-        self._dialect = dialect
-        self._store = store
-        self._waiting = waiting
-        self._admission = admission
-        self._create_policy = create_policy
         self._sleep = sleep
-        self._metrics = metrics
+        self._dialect = dialect
+        self._create_policy = create_policy
+        self._clients = clients
+        self._admission = admission
+        self._limits = limits
+        self._store = store
+        self._waiters = waiters
+        self._observer = observer
         self._path = path.encode("ascii")
         self._id_prefix = dialect.id_prefix.encode("ascii")
         self._id_length = len(dialect.id_prefix) + ID_LENGTH
-        self._collection: dict[bytes, Callable[[SynapseRequest, HeaderFields, str], Awaitable[Response]]] = {
+        self._collection_methods: dict[bytes, Callable[[SynapseRequest, HeaderFields, str], Awaitable[Response]]] = {
             b"GET": self._describe,
             b"HEAD": self._describe,
-            b"POST": self._create,
+            b"POST": self._post,
         }
-        self._session: dict[bytes, Callable[[SynapseRequest, HeaderFields, str, str], Awaitable[Response]]] = {
-            b"GET": self._read,
-            b"HEAD": self._read,
-            b"PUT": self._replace,
+        self._session_methods: dict[bytes, Callable[[SynapseRequest, HeaderFields, str, str], Awaitable[Response]]] = {
+            b"GET": self._get,
+            b"HEAD": self._get,
+            b"PUT": self._put,
             b"DELETE": self._delete,
         }
 
@@ -102,44 +108,45 @@ class RendezvousResource(DirectServeJsonResource):
         return child
 
     def render(self, request: SynapseRequest) -> int:
-        """Called by Twisted. Answers at once where nothing has to be waited for, which is nearly always.
+        """Called by Twisted. Answers at once if nothing suspends the coroutine, which is nearly always so.
 
-        Synapse's own `render` costs more than an answer does; it takes over where there is something to wait for.
+        Synapse's own `render` costs more than an answer does; it takes over where the coroutine is suspended.
         """
-        answering = self._respond(request)
+        coroutine = self._respond(request)
         try:
-            awaited = answering.send(None)
+            awaited = coroutine.send(None)
         except StopIteration:
             return NOT_DONE_YET
-        self._begun = Begun(answering, awaited)
         if request.logcontext is not None:
-            set_current_context(request.logcontext)  # whoever waits has left it
-        return super().render(request)
-
-    async def _async_render(self, request: SynapseRequest) -> None:
-        # Called by Synapse within `render`, so it is this request that has begun.
-        await self._begun
+            set_current_context(request.logcontext)  # the coroutine left this log context when it was suspended
+        return _SuspendedResource(self._clock, StartedCoroutine(coroutine, awaited)).render(request)
 
     async def _respond(self, request: SynapseRequest) -> None:
         client = EXEMPT
         try:
             try:
                 headers = dict(request.requestHeaders.getAllRawHeaders())
-                client = self._admission.client(request, headers)
+                peer, forwarded = getattr(request.client, "host", None), None
+                if isinstance(request, XForwardedForRequest):  # other listeners do not believe it
+                    forwarded = b",".join(headers.get(b"X-Forwarded-For", ()))[-MAX_FORWARDED_BYTES:]
+                client = self._clients.client_key(peer, forwarded)
+                if client in (UNKNOWN, DENIED):
+                    client = self._admission.check_client(client, peer)
                 # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
                 collection, _, name = request.path.rpartition(b"/")
                 if collection == self._path and len(name) == self._id_length and name.startswith(self._id_prefix):
-                    if request.method not in self._session:
-                        raise MethodNotAllowed(self._session)
-                    response = await self._session[request.method](request, headers, client, name.decode("latin-1"))
+                    if request.method not in self._session_methods:
+                        raise MethodNotAllowed(self._session_methods)
+                    operation = self._session_methods[request.method]
+                    response = await operation(request, headers, client, name.decode("latin-1"))
                 elif request.path == self._path or (collection == self._path and not name):
-                    if request.method not in self._collection:
-                        raise MethodNotAllowed(self._collection)
-                    response = await self._collection[request.method](request, headers, client)
+                    if request.method not in self._collection_methods:
+                        raise MethodNotAllowed(self._collection_methods)
+                    response = await self._collection_methods[request.method](request, headers, client)
                 else:
-                    response = await self._look_in_vain()
+                    response = await self._not_found()
             except SynapseError as error:
-                response = await self._refusal(error, client)
+                response = await self._error_response(error, client)
         except Exception as error:
             if isinstance(error, CancelledError) and request._disconnected:
                 request.setResponseCode(HTTP_STATUS_REQUEST_CANCELLED)  # for the log: the client has left
@@ -147,117 +154,177 @@ class RendezvousResource(DirectServeJsonResource):
             # Not the path: it holds the id. The log context names the request.
             logger.error("Failed to answer a %s", request.get_method(), exc_info=error)
             response = _DEFECT
-        self._metrics.answered(request.method, response[0])
-        write(request, response)
+        self._observer.request_answered(request.method, response.status)
+        send_response(request, response)
 
-    async def _refusal(self, error: SynapseError, client: str) -> Response:
-        """Word an error; one that says that nothing is there is counted, and may be a refusal because of that."""
+    async def _error_response(self, error: SynapseError, client: str) -> Response:
+        """Word an error. A 404 is charged as a miss, and may be refused because of that."""
         if isinstance(error, SessionNotFound):
             try:
-                self._admission.miss(client)
+                self._limits.take(client, (self._limits.client_miss, quota_keys(client)))
             except LimitExceededError as refusal:
                 error = refusal
         if isinstance(error, LimitExceededError) and error.pause:
             await self._sleep(error.pause)
-        response = self._dialect.failed(error)
-        # Else it and its frames hold each other until garbage is collected; in a flood everybody waits for that.
+        response = self._dialect.error_response(error)
+        # Otherwise the error and its frames hold each other until garbage is collected; in a flood, that takes long.
         error.__traceback__ = error.__context__ = None
         return response
 
-    async def _look_in_vain(self) -> Response:
-        # Looked for as any other id, so that the answer does not come sooner.
+    async def _not_found(self) -> Response:
+        # Looked up as any other id, so that the answer does not come sooner.
         await self._store.get("-")
         raise SessionNotFound
 
+    # Reads and writes are charged to the client alone and not to the networks around it: they need a session, and a
+    # network has no more of these than its quota.
+
     async def _describe(self, request: SynapseRequest, _headers: HeaderFields, client: str) -> Response:
-        self._admission.describe(client)
-        return self._dialect.described(await self._admission.may_create(request, self._create_policy), client)
+        self._limits.take(client, (self._limits.client_read, quota_keys(client)[:1]))
+        may_create = await self._admission.may_create(request, self._create_policy)
+        return self._dialect.description_response(may_create, client)
 
-    async def _create(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
-        await self._admission.create(request, client, self._create_policy)
-        wanted = self._dialect.read_create(headers, content_of(request))
-        session_id = self._dialect.id_prefix + new_random_id()
+    async def _post(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
+        await self._admission.check_create(request, client, self._create_policy)
+        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
+        write = self._dialect.parse_post(headers, request.content)
+        session_id, tag = self._dialect.id_prefix + new_random_id(), new_tag()
         try:
-            session = await self._store.create(session_id, wanted, client)
+            session = await self._store.create(session_id, tag, write, client)
         except StoreFull as full:
-            self._admission.refuse(full, client)
-            session = await self._store.create(session_id, wanted, EXEMPT)  # the operator only observes
-        self._metrics.created(self._dialect.name, len(wanted.payload))
-        return self._dialect.created(session)
+            self._limits.enforce(full, client)
+            session = await self._store.create(session_id, tag, write, EXEMPT)  # limits are only observed
+        self._observer.session_created(session, self._dialect.name, client)
+        return self._dialect.created_response(session)
 
-    async def _read(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
-        if not FETCH_METADATA.isdisjoint(headers) and self._dialect.is_for_display(headers):
+    async def _get(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
+        if self._dialect.is_for_display(headers):
             raise NotForDisplay
-        wait_ms = self._waiting.default_wait_ms
+        wait_ms = self._waiters.default_wait_ms
         if b"timeout" in request.args:
-            wait_ms = self._waiting.wait_ms(request.args[b"timeout"])
-        place = None
+            wait_ms = self._waiters.parse_timeout(request.args[b"timeout"])
+        preconditions = self._dialect.parse_conditions(headers, request.args)
+        waiter = None
         if wait_ms > 0:
-            request.is_render_cancellable = True  # a client that leaves frees its place at once
-            # Register, then read: a write in between is either read, or finds the place.
-            place = self._waiting.take(session_id, client)
+            request.is_render_cancellable = True  # a client that leaves makes room at once
+            # Register, then read: a write in between is either read or wakes the waiter.
+            waiter = self._waiters.add(session_id, client)
         try:
             session = await self._store.get(session_id)
             try:
-                self._admission.read(client, session_id)
+                limits = self._limits
+                limits.take(
+                    client, (limits.client_read, quota_keys(client)[:1]), (limits.session_read, ((session_id, 1),))
+                )
             except LimitExceededError as refusal:
                 raise ReadRefused(refusal, session) from None
-            verdict, changes = self._dialect.judge_read(headers, request.args, session)
-            if changes:
-                self._metrics.normalised(changes)
+            result = preconditions.evaluate(session, safe=True)
+            if preconditions.changes:
+                self._observer.tags_normalised(preconditions.changes)
             if wait_ms > 0:
-                if place is None:
-                    self._metrics.waited("refused")
-                elif verdict is Verdict.NOT_MODIFIED:
-                    judge = functools.partial(self._dialect.judge_read, headers, request.args)
-                    session, verdict = await self._wait(place, wait_ms, session, judge)
+                if waiter is None:
+                    self._observer.wait_ended("refused")
+                elif result is PreconditionResult.NOT_MODIFIED:
+                    session, result = await self._wait(waiter, wait_ms, session, preconditions)
         finally:
-            if place is not None:
-                self._waiting.leave(place)
-        if verdict is Verdict.NOT_MODIFIED:
-            return self._dialect.unchanged(session)
-        if verdict is Verdict.FAILED:
+            if waiter is not None:
+                self._waiters.remove(waiter)
+        if result is PreconditionResult.NOT_MODIFIED:
+            return self._dialect.not_modified_response(session)
+        if result is PreconditionResult.FAILED:
             raise PreconditionFailed(session)
-        return self._dialect.shown(session)
+        return self._dialect.payload_response(session)
 
-    async def _wait(self, place: Place, wait_ms: int, session: Session, judge: Judge) -> tuple[Session, Verdict]:
-        """Return the revision and its verdict, once it is another one or the time is over."""
-        end_ms = self._waiting.end_ms(self._store.now_ms(), wait_ms)
-        verdict, outcome = Verdict.NOT_MODIFIED, "left"
+    async def _wait(
+        self, waiter: Waiter, wait_ms: int, session: Session, preconditions: Preconditions
+    ) -> tuple[Session, PreconditionResult]:
+        """Return the current revision and what it means to the reader, once it is another one or the time is over."""
+        end_ms = self._waiters.end_ms(self._store.now_ms(), wait_ms)
+        result, outcome = PreconditionResult.NOT_MODIFIED, "left"
         try:
-            while verdict is Verdict.NOT_MODIFIED and not self._waiting.is_closed:
+            while result is PreconditionResult.NOT_MODIFIED and not self._waiters.is_closed:
                 left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
                 if left_ms <= 0:
                     break
-                await place.changed(left_ms)
-                if not self._waiting.is_closed:
+                await waiter.wait(left_ms)
+                if not self._waiters.is_closed:
                     session = await self._store.get(session.id)
-                    verdict, _ = judge(session)
-            outcome = "timed_out" if verdict is Verdict.NOT_MODIFIED else "changed"
+                    result = preconditions.evaluate(session, safe=True)
+            outcome = "timed_out" if result is PreconditionResult.NOT_MODIFIED else "changed"
         except SessionNotFound:
             outcome = "ended"
             raise
         finally:
-            self._metrics.waited(outcome)
-        return session, verdict
+            self._observer.wait_ended(outcome)
+        return session, result
 
-    async def _replace(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
-        self._admission.replace(client, session_id)
-        wanted, preconditions = self._dialect.read_replace(headers, content_of(request))
-        try:
-            session = await self._store.replace(session_id, wanted, preconditions)
-        except StoreFull as full:
-            self._admission.refuse(full, client)
-            raise
-        self._waiting.wake(session_id)
-        self._metrics.replaced(session)
+    async def _put(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
+        limits = self._limits
+        limits.take(client, (limits.client_write, quota_keys(client)[:1]))
+        limits.check(client, limits.session_write, session_id)
+        assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
+        write, preconditions = self._dialect.parse_put(headers, request.content)
+        expected_tag = preconditions.expected_tag
+        for _ in range(MAX_SWAPS):
+            try:
+                session, is_done = await self._store.swap(session_id, expected_tag, new_tag(), write)
+            except StoreFull as full:
+                limits.enforce(full, client)
+                raise
+            if is_done or preconditions.is_repeat(session, write):
+                break
+            expected_tag = self._require(preconditions, session)
+        else:
+            raise StoreUnavailable
         if preconditions.changes:
-            self._metrics.normalised(preconditions.changes)
-        self._admission.replaced(session_id)
-        return self._dialect.updated(session)
+            self._observer.tags_normalised(preconditions.changes)
+        # Only now: PUTs of sessions that do not exist would leave no room in the table of the limit.
+        limits.take(client, (limits.session_write, ((session_id, 1),)), is_done=True)
+        if is_done:
+            self._waiters.wake(session_id)
+        response = self._dialect.updated_response(session)
+        if is_done:
+            self._observer.session_replaced(session)
+        else:
+            self._observer.write_repeated()
+        return response
 
     async def _delete(self, _request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
-        self._admission.delete(client)
-        await self._store.delete(session_id, self._dialect.read_conditions(headers))
-        self._waiting.wake(session_id)
-        return self._dialect.deleted()
+        self._limits.take(client, (self._limits.client_write, quota_keys(client)[:1]))
+        preconditions = self._dialect.parse_conditions(headers, {})
+        expected_tag = preconditions.expected_tag
+        for _ in range(MAX_SWAPS):
+            session, is_done = await self._store.delete(session_id, expected_tag)
+            if is_done:
+                self._waiters.wake(session_id)
+                return self._dialect.deleted_response()
+            expected_tag = self._require(preconditions, session)
+        raise StoreUnavailable
+
+    @staticmethod
+    def _require(preconditions: Preconditions, session: Session) -> bytes:
+        """Return the tag of the current revision if it meets the preconditions of a write.
+
+        Raises:
+            PreconditionFailed: it does not.
+        """
+        if preconditions.evaluate(session, safe=False) is PreconditionResult.FAILED:
+            raise PreconditionFailed(session)
+        return session.tag
+
+
+class _SuspendedResource(DirectServeJsonResource):
+    """Continues one request: keeps its log context, metrics and tracing right until it is answered.
+
+    Args:
+        clock: Synapse's clock.
+        coroutine: what answers the request.
+    """
+
+    def __init__(self, clock: "Clock", coroutine: StartedCoroutine) -> None:
+        super().__init__(clock=clock)
+        self._coroutine = coroutine
+
+    async def _async_render(self, request: SynapseRequest) -> None:
+        request.request_metrics.name = RendezvousResource.__name__
+        await self._coroutine

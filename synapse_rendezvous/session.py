@@ -13,15 +13,6 @@ def new_random_id() -> str:
     return urlsafe_b64encode(os.urandom(16))[:ID_LENGTH].decode("ascii")
 
 
-def new_tag() -> bytes:
-    """Return a fresh revision tag: 80 random bits, in characters that no proxy rewrites.
-
-    A tag is random rather than a hash of the payload, so that the same bytes written twice are two revisions
-    and the reader notices both.
-    """
-    return os.urandom(10).hex().encode("ascii")
-
-
 class Write(NamedTuple):
     """What a client wants stored.
 
@@ -46,7 +37,7 @@ class Session(NamedTuple):
         last_modified_ms: when the payload was written, in milliseconds since the epoch.
         expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
         updates: how often its payload has been replaced.
-        client: who created it, as `Clients.name` names clients.
+        client: who created it, as `Clients.client_key` names clients.
     """
 
     id: str
@@ -59,32 +50,19 @@ class Session(NamedTuple):
     updates: int
     client: str
 
-    @classmethod
-    def create(cls, session_id: str, write: Write, client: str, now_ms: int, ttl_ms: int) -> "Session":
-        """Return the first revision of a new session that lives for `ttl_ms` from `now_ms`."""
-        # Not by `Session(...)`, here and where one is unpacked: that is a call of Python more for each request.
-        return tuple.__new__(cls, (session_id, *write, new_tag(), None, now_ms, now_ms + ttl_ms, 0, client))
 
-    def replaced(self, write: Write, now_ms: int) -> "Session":
-        """Return the revision that follows this one. The end of its life stays where it was."""
-        values = (self.id, *write, new_tag(), self.tag, now_ms, self.expires_ms, self.updates + 1, self.client)
-        return tuple.__new__(Session, values)
-
-
-class Ended(NamedTuple):
+class EndedSession(NamedTuple):
     """What is known of a session that has ended.
 
     Attributes:
-        id: what named it.
+        id: its id.
         updates: how often its payload was replaced.
-        reads: how often it was read; None where nobody counts.
         lived_ms: how long it lived.
         reason: `deleted` or `expired`.
     """
 
     id: str
     updates: int
-    reads: int | None
     lived_ms: int
     reason: str
 
@@ -94,14 +72,14 @@ class Ended(NamedTuple):
         return "paired" if self.updates else "lonely"
 
 
-class Held(NamedTuple):
-    """What a store holds.
+class StoreUsage(NamedTuple):
+    """How much a store holds.
 
     Attributes:
-        sessions: how many.
-        total_bytes: of all payloads together.
-        clients: how many clients have sessions; each IPv6 network that shares counts as well.
-        is_swept: whether nothing of it has expired.
+        sessions: the number of sessions.
+        total_bytes: the bytes of all payloads together.
+        clients: the number of clients that have sessions; the IPv6 networks around them count as well.
+        is_swept: whether no expired session is left in it.
     """
 
     sessions: int

@@ -1,11 +1,10 @@
 """What a store of sessions does, wherever it keeps them."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import attr
 
-from synapse_rendezvous.preconditions import Preconditions
-from synapse_rendezvous.session import Ended, Held, Session, Write
+from synapse_rendezvous.session import EndedSession, Session, StoreUsage, Write
 
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
@@ -14,12 +13,12 @@ class Quotas:
 
     Attributes:
         ttl_ms: how long a session lives from its creation.
-        max_sessions: how many may live at once.
-        max_total_bytes: how many bytes of payload they may hold together.
+        max_sessions: the most sessions that live at once.
+        max_total_bytes: the most bytes of payload that they hold together.
         max_updates: how often a payload may be replaced.
-        max_client_sessions: how many of one client may live at once; of the networks around it, as `shares` says.
-        crowded_sessions: from how many on the store is crowded.
-        crowded_client_sessions: how many of one client may live for it to get another one while it is crowded.
+        max_client_sessions: the most sessions of one client at once; of the networks around it, as `quota_keys` says.
+        crowded_sessions: from this many sessions on, the store is crowded.
+        crowded_client_sessions: the most sessions of one client while the store is crowded.
     """
 
     ttl_ms: int
@@ -31,33 +30,47 @@ class Quotas:
     crowded_client_sessions: int
 
 
+class SwapResult(NamedTuple):
+    """The outcome of a swap or a deletion.
+
+    Attributes:
+        session: the current revision; the last one, after a deletion.
+        is_done: whether the session was changed; otherwise `session` has another tag than was expected.
+    """
+
+    session: Session
+    is_done: bool
+
+
 class SessionObserver(Protocol):
-    """Is told by a store what nobody asked it for."""
+    """Receives the events that a store notices by itself."""
 
-    def ended(self, session: Ended) -> None:
+    def session_ended(self, session: EndedSession) -> None:
         """A session was deleted, or has been found expired."""
-
-    def repeated(self) -> None:
-        """A write was not done, because it was before."""
 
 
 class SessionStore(Protocol):
-    """Keeps sessions until they are deleted or expire. Each operation is atomic: it checks and acts in one step."""
+    """Keeps sessions until they are deleted or expire.
+
+    Each operation is atomic. Tags are random and never used again, so a swap that compares only the tag is exact: what
+    was decided for a revision holds as long as its tag is current.
+    """
 
     @property
     def changes_channel(self) -> str | None:
-        """Where Redis tells the ids of sessions that were replaced or deleted; None where only this process can."""
+        """The Redis channel that names each session that was changed; None if only this process changes sessions."""
 
     def now_ms(self) -> int:
-        """Tell the time by which sessions live, in milliseconds since the epoch."""
+        """Return the time by which sessions live, in milliseconds since the epoch."""
 
-    async def create(self, session_id: str, write: Write, client: str) -> Session:
-        """Begin a session under a new id.
+    async def create(self, session_id: str, tag: bytes, write: Write, client: str) -> Session:
+        """Store a new session.
 
         Args:
-            session_id: a new one.
+            session_id: a new id.
+            tag: a new tag.
             write: the first payload.
-            client: whom it counts for.
+            client: the client whose quota it counts for.
 
         Raises:
             StoreFull: there is no room for it, or `client` has as many as it may. No live session is ever given up for
@@ -71,27 +84,30 @@ class SessionStore(Protocol):
             SessionNotFound: no session has this id now.
         """
 
-    async def replace(self, session_id: str, write: Write, preconditions: Preconditions) -> Session:
-        """Store a payload if the preconditions hold, and return the new revision.
+    async def swap(self, session_id: str, expected_tag: bytes | None, tag: bytes, write: Write) -> SwapResult:
+        """Replace the payload if the current tag is the expected one.
 
-        A repeat of the last accepted write changes nothing and returns the current revision.
-
-        Raises:
-            SessionNotFound: no session has this id now.
-            PreconditionFailed: with the current revision, which stays.
-            StoreFull: the payload grew beyond the room there is, or was replaced as often as it may; it stays.
-        """
-
-    async def delete(self, session_id: str, preconditions: Preconditions) -> None:
-        """End a session if the preconditions hold.
+        Args:
+            session_id: the session's id.
+            expected_tag: the tag to compare with; None replaces any revision.
+            tag: a new tag.
+            write: the new payload.
 
         Raises:
             SessionNotFound: no session has this id now.
-            PreconditionFailed: with the current revision, which stays.
+            StoreFull: the tag is the expected one, but the payload grew beyond the room there is, or was replaced as
+                often as it may be; it stays.
         """
 
-    async def sweep(self) -> Held:
-        """Forget some of the sessions that have expired, and return what is held then.
+    async def delete(self, session_id: str, expected_tag: bytes | None) -> SwapResult:
+        """End a session if its current tag is the expected one; None ends it whichever it is.
 
-        Nobody is served one of them anyway. This makes room, and tells the observer.
+        Raises:
+            SessionNotFound: no session has this id now.
+        """
+
+    async def sweep(self) -> StoreUsage:
+        """Forget some of the sessions that have expired, and return what is left.
+
+        No expired session is ever returned, so this only makes room and reports their ends.
         """

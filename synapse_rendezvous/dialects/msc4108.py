@@ -4,7 +4,7 @@ from typing import IO, Any
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 
-from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect
+from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect, read_payload
 from synapse_rendezvous.errors import InvalidContentType, MissingHeader, PreconditionFailed
 from synapse_rendezvous.preconditions import HeaderFields, Preconditions
 from synapse_rendezvous.response import Response
@@ -21,9 +21,9 @@ class MSC4108Dialect(MSC3886Dialect):
     _CREATED_STATUS = 201
     _CREATED_KEYS = ("url",)
 
-    def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
-        """Read a POST: the size counts before the type, as in Synapse's server."""
-        payload = self._read_payload(content)
+    def parse_post(self, headers: HeaderFields, content: IO[bytes]) -> Write:
+        """Parse a POST: the size counts before the type, as in Synapse's server."""
+        payload = read_payload(content, self._max_bytes)
         types = headers.get(b"Content-Type")
         if types is None:
             raise MissingHeader("content-type")
@@ -31,18 +31,18 @@ class MSC4108Dialect(MSC3886Dialect):
             raise InvalidContentType("must be text/plain")
         return Write(payload, b"text/plain")
 
-    def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
-        """Read a PUT, which must say what it replaces."""
-        write = self.read_create(headers, content)
+    def parse_put(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
+        """Parse a PUT, which must have an If-Match."""
+        write = self.parse_post(headers, content)
         if b"If-Match" not in headers:
             raise MissingHeader("if-match")
-        return write, self.read_conditions(headers)
+        return write, self.parse_conditions(headers, {})
 
-    def failed(self, error: SynapseError) -> Response:
+    def error_response(self, error: SynapseError) -> Response:
         """Word an error. Codes that Matrix does not have yet stand beside `errcode`."""
         content: dict[str, Any] = error.error_dict(None)
         if isinstance(error, PreconditionFailed):
             content["org.matrix.msc4108.errcode"] = "M_CONCURRENT_WRITE"
         elif isinstance(error, LimitExceededError):
             content["errcode"] = Codes.UNKNOWN
-        return self._failed(error, content)
+        return self._error_response(error, content)

@@ -8,8 +8,8 @@ from synapse.api.errors import SynapseError
 
 from synapse_rendezvous.dialects.dialect import Query
 from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
-from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, HeaderFields, Preconditions, Verdict
-from synapse_rendezvous.response import Response, encode_json, error_headers, json_response
+from synapse_rendezvous.preconditions import UNCONDITIONAL, HeaderFields, Preconditions
+from synapse_rendezvous.response import Response, encode_json, error_fields, json_response
 from synapse_rendezvous.session import Session, Write
 
 
@@ -23,7 +23,7 @@ class MSC4388Dialect:
 
     name = "msc4388"
     id_prefix = "d"
-    conditional = False
+    uses_etags = False
     MAX_BYTES = 4096
 
     # In JSON, a byte of data takes six at most (\u0041); the rest is room for the token and keys to come.
@@ -33,25 +33,20 @@ class MSC4388Dialect:
         self._now_ms = now_ms
         self._max_wait_ms = max_wait_ms
 
-    def read_create(self, headers: HeaderFields, content: IO[bytes]) -> Write:
-        """Read a POST; see `Dialect.read_create`."""
-        return self._write(self._read_body(content))
+    def parse_post(self, headers: HeaderFields, content: IO[bytes]) -> Write:
+        """Parse a POST; see `Dialect.parse_post`."""
+        return self._parse_write(self._parse_body(content))
 
-    def read_replace(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
-        """Read a PUT. A token that is not current does no harm if the data are: it is a retry."""
-        body = self._read_body(content)
+    def parse_put(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
+        """Parse a PUT. If its token is not current but its data are, it is a retry, and counts as done."""
+        body = self._parse_body(content)
         token = self._string(body, "sequence_token").encode("utf-8", "replace")
-        known = EntityTags(any=False, tags=frozenset({token}))
-        return self._write(body), Preconditions(if_match=known, repeats_from_any=True)
+        return self._parse_write(body), Preconditions(if_match=frozenset({token}), repeats_from_any=True)
 
-    def judge_read(self, headers: HeaderFields, query: Query, session: Session) -> tuple[Verdict, frozenset[str]]:
-        """Judge a GET by the token of the revision that its reader has: an extension, for which there is room."""
-        is_known = session.tag in query.get(b"sequence_token", ())
-        return Verdict.NOT_MODIFIED if is_known else Verdict.PROCEED, frozenset()
-
-    def read_conditions(self, headers: HeaderFields) -> Preconditions:
-        """Read nothing: only writes depend on a token."""
-        return UNCONDITIONAL
+    def parse_conditions(self, headers: HeaderFields, query: Query) -> Preconditions:
+        """Parse the token of the revision that the sender of a GET has: an extension, for which there is room."""
+        tokens = query.get(b"sequence_token")
+        return UNCONDITIONAL if tokens is None else Preconditions(if_none_match=frozenset(tokens))
 
     def is_for_display(self, headers: HeaderFields) -> bool:
         """Tell a navigation, an embedding and a script that outlives its page from what a script fetches.
@@ -66,45 +61,45 @@ class MSC4388Dialect:
             or headers.get(b"Service-Worker") == [b"script"]
         )
 
-    def described(self, create_available: bool, client: str) -> Response:
+    def description_response(self, create_available: bool, client: str) -> Response:
         """Answer the discovery."""
         return json_response(200, {"create_available": create_available, "max_wait_ms": self._max_wait_ms})
 
-    def created(self, session: Session) -> Response:
+    def created_response(self, session: Session) -> Response:
         """Answer a POST."""
         return self._state(f'"id":"{session.id}"', session)
 
-    def shown(self, session: Session) -> Response:
+    def payload_response(self, session: Session) -> Response:
         """Answer a GET, also when nothing changed."""
         return self._state(f'"data":{encode_json(session.payload.decode("utf-8"))}', session)
 
-    def unchanged(self, session: Session) -> Response:
-        """Answer a GET whose reader has the current revision: as any other, since there is no answer without data."""
-        return self.shown(session)
+    def not_modified_response(self, session: Session) -> Response:
+        """Answer a GET whose sender has the current revision: as any other, since there is no answer without data."""
+        return self.payload_response(session)
 
-    def updated(self, session: Session) -> Response:
+    def updated_response(self, session: Session) -> Response:
         """Answer a PUT."""
         return json_response(200, {"sequence_token": session.tag.decode("ascii")})
 
-    def deleted(self) -> Response:
+    def deleted_response(self) -> Response:
         """Answer a DELETE."""
         return json_response(200, {})
 
-    def failed(self, error: SynapseError) -> Response:
+    def error_response(self, error: SynapseError) -> Response:
         """Word an error. The code for a conflict has the proposal's unstable name."""
         if isinstance(error, PreconditionFailed):
             return json_response(
                 409,
                 {"errcode": "IO_ELEMENT_MSC4388_CONCURRENT_WRITE", "error": "sequence_token is not the current one"},
             )
-        return json_response(error.code, error.error_dict(None), error_headers(error))
+        return json_response(error.code, error.error_dict(None), error_fields(error))
 
     def _state(self, member: str, session: Session) -> Response:
         # Written by hand, for it takes a fraction of the time; nothing else here could need an escape.
         token, left_ms = session.tag.decode("ascii"), session.expires_ms - self._now_ms()
         return json_response(200, f'{{{member},"sequence_token":"{token}","expires_in_ms":{left_ms}}}')
 
-    def _read_body(self, content: IO[bytes]) -> dict[str, Any]:
+    def _parse_body(self, content: IO[bytes]) -> dict[str, Any]:
         raw = content.read(self._MAX_BODY_BYTES + 1)
         if len(raw) > self._MAX_BODY_BYTES:
             raise PayloadTooLarge(self.MAX_BYTES)
@@ -116,7 +111,7 @@ class MSC4388Dialect:
             raise InvalidBody("it must be an object")
         return body
 
-    def _write(self, body: dict[str, Any]) -> Write:
+    def _parse_write(self, body: dict[str, Any]) -> Write:
         try:
             payload = self._string(body, "data").encode("utf-8")
         except UnicodeEncodeError:

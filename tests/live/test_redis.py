@@ -15,13 +15,14 @@ from prometheus_client import REGISTRY
 from twisted.internet.defer import Deferred, DeferredList
 
 from support.servers import RedisServer
-from support.stores import SERVER_NAME, TTL_MS, Observer, redis_store, result
+from support.stores import SERVER_NAME, TTL_MS, Ends, redis_store, replace, result
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.errors import SessionNotFound, StoreFull, StoreUnavailable
-from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
+from synapse_rendezvous.preconditions import Preconditions, new_tag
 from synapse_rendezvous.redis.link import RedisLink
 from synapse_rendezvous.redis.store import RedisSessionStore
-from synapse_rendezvous.session import Held, Session, Write, new_random_id
+from synapse_rendezvous.session import Session, StoreUsage, Write, new_random_id
+from synapse_rendezvous.store import SwapResult
 
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
@@ -88,7 +89,7 @@ def store(connect: Callable[..., Any]) -> RedisSessionStore:
 
 
 def create(store: RedisSessionStore, write: Write = HELLO) -> Session:
-    return result(store.create(new_random_id(), write, CLIENT))
+    return result(store.create(new_random_id(), new_tag(), write, CLIENT))
 
 
 def sample(name: str) -> float:
@@ -109,9 +110,9 @@ def assert_unavailable(store: RedisSessionStore, session: Session) -> None:
     """Every operation is answered in time, as unavailable, and never as if the session did not exist."""
     for operation in (
         store.get(session.id),
-        store.replace(session.id, HELLO, UNCONDITIONAL),
-        store.delete(session.id, UNCONDITIONAL),
-        store.create(new_random_id(), HELLO, CLIENT),
+        replace(store, session.id, HELLO),
+        store.delete(session.id, None),
+        store.create(new_random_id(), new_tag(), HELLO, CLIENT),
     ):
         start_s = time.monotonic()
         with pytest.raises(StoreUnavailable) as error:
@@ -178,8 +179,8 @@ def test_trouble_is_bounded(store: RedisSessionStore, redis: RedisServer, caplog
     connection: Any = store._link._connection
     for trouble in (redis.pause, redis.kill):
         trouble()
-        asked = [Deferred.fromCoroutine(store.get(session.id)) for _ in range(RedisLink.MAX_UNDER_WAY + 500)]
-        assert sum(not each.called for each in asked) <= RedisLink.MAX_UNDER_WAY
+        asked = [Deferred.fromCoroutine(store.get(session.id)) for _ in range(RedisLink.MAX_PENDING + 500)]
+        assert sum(not each.called for each in asked) <= RedisLink.MAX_PENDING
 
         async def all_of(asked: list[Deferred[Session]] = asked) -> Any:
             return await DeferredList(asked, consumeErrors=True)
@@ -194,7 +195,7 @@ def test_trouble_is_bounded(store: RedisSessionStore, redis: RedisServer, caplog
     assert len(connection._factory.connectionQueue.peekers) < 10
 
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert ["synapse_rendezvous.redis.link"] == [record.name for record in warnings]
+    assert ["synapse_rendezvous.observer"] == [record.name for record in warnings]
     assert session.id not in warnings[0].getMessage()
 
 
@@ -202,11 +203,11 @@ def test_out_of_memory(store: RedisSessionStore, redis: RedisServer) -> None:
     """A full Redis takes nothing new, but what lives is read and ended, and the accounts stay right."""
     session, other = create(store), create(store)
     redis.command("CONFIG", "SET", "maxmemory", "1")
-    for write in (store.create(new_random_id(), HELLO, CLIENT), store.replace(session.id, HELLO, UNCONDITIONAL)):
+    for write in (store.create(new_random_id(), new_tag(), HELLO, CLIENT), replace(store, session.id, HELLO)):
         with pytest.raises(StoreUnavailable):
             result(write)
     assert session == result(store.get(session.id))
-    result(store.delete(other.id, UNCONDITIONAL))
+    result(store.delete(other.id, None))
     redis.command("CONFIG", "SET", "maxmemory", "0")
 
     assert session == result(store.get(session.id))
@@ -221,11 +222,11 @@ def test_out_of_memory_until_sessions_expire(connect: Callable[..., Any], redis:
     create(store)
     redis.command("CONFIG", "SET", "maxmemory", "1")
     time.sleep(1.1)
-    assert Held(0, 0, 0, is_swept=True) == result(store.sweep())
+    assert StoreUsage(0, 0, 0, is_swept=True) == result(store.sweep())
     redis.command("CONFIG", "SET", "maxmemory", "0")
 
     create(store)
-    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert StoreUsage(1, 5, 1, is_swept=True) == result(store.sweep())
 
 
 def test_read_only_replica(store: RedisSessionStore, redis: RedisServer) -> None:
@@ -233,11 +234,11 @@ def test_read_only_replica(store: RedisSessionStore, redis: RedisServer) -> None
     session = create(store)
     redis.command("REPLICAOF", HOST, "9")
     with pytest.raises(StoreUnavailable):
-        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+        result(replace(store, session.id, HELLO))
     assert session == result(store.get(session.id))
     redis.command("REPLICAOF", "NO", "ONE")
 
-    result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    result(replace(store, session.id, HELLO))
 
 
 def test_scripts_forgotten(store: RedisSessionStore, redis: RedisServer) -> None:
@@ -245,7 +246,7 @@ def test_scripts_forgotten(store: RedisSessionStore, redis: RedisServer) -> None
     session = create(store)
     redis.command("SCRIPT", "FLUSH")
 
-    session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    session = result(replace(store, session.id, HELLO))
     assert session == result(store.get(session.id))
 
 
@@ -269,10 +270,10 @@ def test_least_rights(connect: Callable[..., Any], redis: RedisServer) -> None:
     redis.command("CONFIG", "RESETSTAT")
 
     session = create(store, Write(b"", b""))
-    session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
+    session = result(replace(store, session.id, HELLO))
     for _ in range(2):  # once by the script's text, once by its hash
         assert session == result(store.get(session.id))
-    result(store.delete(session.id, UNCONDITIONAL))
+    result(store.delete(session.id, None))
     result(store.sweep())
     assert b"*0\r\n" == redis.command("ACL", "LOG")
     used = re.findall(r"cmdstat_(\w+)", redis.command("INFO", "commandstats").decode())
@@ -282,16 +283,17 @@ def test_least_rights(connect: Callable[..., Any], redis: RedisServer) -> None:
 def test_a_write_whose_answer_was_lost(store: RedisSessionStore, redis: RedisServer) -> None:
     """A write that was given up may have been done after all. Sent again, it is answered as it would have been."""
     session = create(store)
-    known = Preconditions(if_match=EntityTags(any=False, tags=frozenset({session.tag})))
+    write = Write(b"it is me", b"text/plain")
     redis.pause()
     with pytest.raises(StoreUnavailable):
-        result(store.replace(session.id, Write(b"it is me", b"text/plain"), known))
+        result(replace(store, session.id, write, session.tag))
     redis.resume()
     comes_back(store)
 
     written = result(store.get(session.id))
     assert b"it is me" == written.payload
-    assert written == result(store.replace(session.id, Write(b"it is me", b"text/plain"), known))
+    assert SwapResult(written, is_done=False) == result(store.swap(session.id, session.tag, new_tag(), write))
+    assert Preconditions(if_match=frozenset({session.tag})).is_repeat(written, write)
 
 
 def test_expiry(connect: Callable[..., Any]) -> None:
@@ -330,8 +332,8 @@ def test_keys_fall_together(store: RedisSessionStore, redis: RedisServer, lost: 
     sessions = [create(store) for _ in range(3)]
     redis.command("DEL", lost)
     with contextlib.suppress(SessionNotFound):
-        result(store.replace(sessions[0].id, Write(b"longer", b""), UNCONDITIONAL))
-        result(store.delete(sessions[1].id, UNCONDITIONAL))
+        result(replace(store, sessions[0].id, Write(b"longer", b"")))
+        result(store.delete(sessions[1].id, None))
     result(store.sweep())
     assert b":0\r\n" == redis.command("EXISTS", lost)
     session = create(store)
@@ -340,7 +342,7 @@ def test_keys_fall_together(store: RedisSessionStore, redis: RedisServer, lost: 
         with pytest.raises(SessionNotFound):
             result(store.get(each.id))
     assert session == result(store.get(session.id))
-    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert StoreUsage(1, 5, 1, is_swept=True) == result(store.sweep())
     assert b":1\r\n" == redis.command("LLEN", KEYS[1])
 
 
@@ -353,7 +355,9 @@ def test_memory_a_session_takes(connect: Callable[..., Any], redis: RedisServer)
     for _ in range(count // 100 - 1):
 
         async def create_some() -> Any:
-            writes = [store.create(new_random_id(), Write(b"x" * size, b"text/plain"), CLIENT) for _ in range(100)]
+            writes = [
+                store.create(new_random_id(), new_tag(), Write(b"x" * size, b"text/plain"), CLIENT) for _ in range(100)
+            ]
             return await DeferredList([Deferred.fromCoroutine(write) for write in writes], fireOnOneErrback=True)
 
         result(create_some())
@@ -365,14 +369,14 @@ def test_memory_a_session_takes(connect: Callable[..., Any], redis: RedisServer)
 
 def test_the_last_are_told(connect: Callable[..., Any]) -> None:
     """Of the sessions after which nobody creates another, a sweep still learns how they ended."""
-    observer = Observer()
-    store = redis_store(connect(), now_ms, observer=observer, ttl_ms=1000)
+    ends = Ends()
+    store = redis_store(connect(), now_ms, ends=ends, ttl_ms=1000)
     sessions = [create(store), create(store)]
-    result(store.replace(sessions[1].id, HELLO, UNCONDITIONAL))
+    result(replace(store, sessions[1].id, HELLO))
     time.sleep(1.1)
     assert 0 == result(store.sweep()).sessions
 
-    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in observer.sessions]
+    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in ends.sessions]
     assert [(sessions[0].id[:6], 0, 1000, "expired"), (sessions[1].id[:6], 1, 1000, "expired")] == ended
 
 
@@ -388,7 +392,7 @@ def test_ttl_made_shorter(connect: Callable[..., Any]) -> None:
     assert older == result(shorter.get(older.id))
     time.sleep(1.5)
     create(shorter)
-    assert Held(1, 5, 1, is_swept=True) == result(shorter.sweep())
+    assert StoreUsage(1, 5, 1, is_swept=True) == result(shorter.sweep())
 
 
 def test_large_sessions_leave_a_few_at_a_time(connect: Callable[..., Any]) -> None:
@@ -398,7 +402,7 @@ def test_large_sessions_leave_a_few_at_a_time(connect: Callable[..., Any]) -> No
         create(store, Write(b"x" * 400_000, b""))
     time.sleep(1.1)
     swept = [result(store.sweep()) for _ in range(3)]
-    assert [Held(5, 2_000_000, 1, False), Held(2, 800_000, 1, False), Held(0, 0, 0, True)] == swept
+    assert [StoreUsage(5, 2_000_000, 1, False), StoreUsage(2, 800_000, 1, False), StoreUsage(0, 0, 0, True)] == swept
 
 
 def test_workers_share_quotas(connect: Callable[..., Any]) -> None:
@@ -408,7 +412,7 @@ def test_workers_share_quotas(connect: Callable[..., Any]) -> None:
     for store in stores:
         with pytest.raises(StoreFull):
             create(store)
-    result(stores[1].delete(sessions[0].id, UNCONDITIONAL))
+    result(stores[1].delete(sessions[0].id, None))
     create(stores[2])
     with pytest.raises(StoreFull):
         create(stores[0])

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from tests.unittest import HomeserverTestCase
 
-from synapse_rendezvous.homeserver import Homeserver
+from synapse_rendezvous import clock
 
 COMMON = {
     "Cache-Control": ["no-store, no-transform"],
@@ -22,10 +22,10 @@ COMMON = {
 
 
 def age_by(case: Any, reactor: Any) -> None:
-    """Let sessions of a test's homeservers age by the reactor's clock, in place of one that nobody sets."""
-    steady = patch.object(Homeserver, "steady_ns", staticmethod(lambda: int(reactor.seconds() * 1000) * 1_000_000))
-    steady.start()
-    case.addCleanup(steady.stop)
+    """Let the sessions and limits of a test's homeservers age by the reactor's clock, in place of monotonic time."""
+    monotonic = patch.object(clock, "monotonic_ns", lambda: int(reactor.seconds() * 1000) * 1_000_000)
+    monotonic.start()
+    case.addCleanup(monotonic.stop)
 
 
 class RendezvousTestCase(HomeserverTestCase):
@@ -41,9 +41,9 @@ class RendezvousTestCase(HomeserverTestCase):
         )
         return config
 
-    def make_homeserver(self, reactor: Any, clock: Any) -> Any:
+    def make_homeserver(self, reactor: Any, synapse_clock: Any) -> Any:
         age_by(self, reactor)
-        return super().make_homeserver(reactor, clock)
+        return super().make_homeserver(reactor, synapse_clock)
 
     def collect_garbage(self) -> None:
         """Let Python collect garbage in this test, which Synapse's harness has switched off; it does so between tests.

@@ -9,15 +9,18 @@ import attr
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
+from synapse_rendezvous.clock import monotonic_s
 from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.homeserver import RedisConnection
 from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.metrics import Metrics
+from synapse_rendezvous.observer import Observer
+from synapse_rendezvous.preconditions import new_tag
 from synapse_rendezvous.redis.link import RedisLink
-from synapse_rendezvous.redis.store import RedisSessionStore, _read
-from synapse_rendezvous.session import Ended
+from synapse_rendezvous.redis.store import RedisSessionStore, parse_session
+from synapse_rendezvous.session import EndedSession, Session, Write
 from synapse_rendezvous.store import Quotas, SessionStore
-from synapse_rendezvous.table import Counts, Tally
+from synapse_rendezvous.table import Counts
 
 TTL_MS = 300_000
 SERVER_NAME = "rendezvous.localhost"
@@ -68,22 +71,25 @@ class Time:
     def __call__(self) -> int:
         return self.now_ms
 
-    def steady_ns(self) -> int:
+    def monotonic_ns(self) -> int:
         return self.now_ms * 1_000_000
 
 
-class Observer:
-    """Remembers what it is told."""
+class Ends:
+    """Remembers the ends of sessions that a store reports."""
 
     def __init__(self) -> None:
-        self.sessions: list[Ended] = []
-        self.repeats = 0
+        self.sessions: list[EndedSession] = []
 
-    def ended(self, session: Ended) -> None:
+    def session_ended(self, session: EndedSession) -> None:
         self.sessions.append(session)
 
-    def repeated(self) -> None:
-        self.repeats += 1
+
+async def replace(store: SessionStore, session_id: str, write: Write, expected_tag: bytes | None = None) -> Session:
+    """Replace a payload, by default whatever its revision; fail if the tag is not the expected one."""
+    session, is_done = await store.swap(session_id, expected_tag, new_tag(), write)
+    assert is_done
+    return session
 
 
 class Account(NamedTuple):
@@ -112,9 +118,8 @@ class MemoryStores:
 
     def make(self, **quotas: int) -> SessionStore:
         """Return a new store that is empty."""
-        self.observer = Observer()
-        self.reads = Tally(0, 1000)
-        self._store = MemorySessionStore(self._time, self._time.steady_ns, quotas_of(quotas), self.observer, self.reads)
+        self.ends = Ends()
+        self._store = MemorySessionStore(self._time, self._time.monotonic_ns, quotas_of(quotas), self.ends)
         return self._store
 
     def account(self) -> Account:
@@ -160,15 +165,15 @@ class RedisStores:
     def make(self, **quotas: Any) -> SessionStore:
         """Return a new store, on an emptied Redis."""
         self.ask("flushdb")
-        self.observer = Observer()
-        return redis_store(SetTime(self._connection, self._time), self._time, observer=self.observer, **quotas)
+        self.ends = Ends()
+        return redis_store(SetTime(self._connection, self._time), self._time, ends=self.ends, **quotas)
 
     def account(self) -> Account:
         """Return what is kept account of in Redis."""
         prefix = f"synapse_rendezvous:{{{SERVER_NAME}}}:"
         sizes = {}
         for session_id, value in self.ask("hgetall", f"{prefix}sessions").items():
-            session = _read(session_id, value.encode("utf-8") if isinstance(value, str) else value)
+            session = parse_session(session_id, value.encode("utf-8") if isinstance(value, str) else value)
             sizes[session_id[:6]] = len(session.payload)
         queue = Counter(session_id[:6] for session_id in self.ask("lrange", f"{prefix}queue", 0, -1))
         assert sizes.keys() <= queue.keys()
@@ -190,15 +195,16 @@ def redis_store(
     now_ms: Callable[[], int],
     *,
     server_name: str = SERVER_NAME,
-    observer: Observer | None = None,
+    ends: Ends | None = None,
     **quotas: Any,
 ) -> RedisSessionStore:
     """Return a store on a connection."""
     metrics = Metrics(server_name, version="0", process="main", store="redis", config=RendezvousConfig())
+    observer = Observer(metrics, monotonic_s, ttl_ms=TTL_MS, is_enforced=True)
     return RedisSessionStore(
-        RedisLink(connection, reactor, metrics),
+        RedisLink(connection, reactor, monotonic_s, observer),
         now_ms,
         server_name=server_name,
         quotas=quotas_of(quotas),
-        observer=observer or Observer(),
+        observer=ends or Ends(),
     )

@@ -21,9 +21,9 @@ from twisted.web.http import datetimeToString
 from support.rendezvous_case import COMMON, RendezvousTestCase, age_by
 from support.stores import numbers
 from synapse_rendezvous import resource
-from synapse_rendezvous.clients import shares
+from synapse_rendezvous.clients import quota_keys
 from synapse_rendezvous.errors import SessionNotFound
-from synapse_rendezvous.long_poll import Place
+from synapse_rendezvous.long_poll import Waiter
 from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.resource import RendezvousResource
 
@@ -34,13 +34,16 @@ OPERATIONS = ("describe", "create", "read", "poll", "wait", "replace", "delete",
 
 # Each part that requests pass.
 PARTS = [
-    *[("admission", name) for name in ("client", "describe", "create", "may_create", "read", "replace")],
-    *[("admission", name) for name in ("replaced", "delete", "miss")],
-    *[("dialect", name) for name in ("read_create", "read_replace", "judge_read", "read_conditions", "is_for_display")],
-    *[("dialect", name) for name in ("described", "created", "shown", "unchanged", "updated", "deleted")],
-    *[("store", name) for name in ("create", "get", "replace", "delete", "now_ms")],
-    *[("waiting", name) for name in ("wait_ms", "_has_room", "wake")],
-    ("place", "changed"),
+    ("clients", "client_key"),
+    *[("admission", name) for name in ("check_create", "may_create")],
+    *[("limits", "take"), ("limits", "check")],
+    *[("dialect", name) for name in ("parse_post", "parse_put", "parse_conditions", "is_for_display")],
+    *[("dialect", f"{name}_response") for name in ("description", "created", "payload", "not_modified", "updated")],
+    ("dialect", "deleted_response"),
+    *[("store", name) for name in ("create", "get", "swap", "delete", "now_ms")],
+    *[("waiters", name) for name in ("parse_timeout", "_has_room", "wake")],
+    ("waiter", "wait"),
+    *[("observer", name) for name in ("session_created", "session_replaced", "session_ended", "wait_ended")],
 ]
 
 
@@ -56,22 +59,25 @@ class AccountsTestCase(RendezvousTestCase):
         assert isinstance(mounted, RendezvousResource)
         assert isinstance(mounted._store, MemorySessionStore)
         self.store = mounted._store
-        self.waiting = mounted._waiting
+        self.waiters = mounted._waiters
         self.parts: dict[str, Any] = {
+            "clients": mounted._clients,
             "admission": mounted._admission,
             "dialect": mounted._dialect,
             "store": mounted._store,
-            "waiting": mounted._waiting,
-            "place": Place,
+            "waiters": mounted._waiters,
+            "waiter": Waiter,
+            "observer": mounted._observer,
+            "limits": mounted._limits,
         }
 
     def check_accounts(self) -> None:
         """Fail unless what is counted is what is there, and nobody waits."""
         sessions = self.store._sessions.values()
         self.assertEqual(sum(len(session.payload) for session in sessions), self.store.total_bytes)
-        owners = Counter(name for session in sessions for name, _ in shares(session.client))
+        owners = Counter(name for session in sessions for name, _ in quota_keys(session.client))
         self.assertEqual(owners, numbers(self.store._client_sessions))
-        self.assertEqual((0, {}, {}), (len(self.waiting), self.waiting._places, dict(self.waiting._clients)))
+        self.assertEqual((0, {}, {}), (len(self.waiters), self.waiters._waiters, dict(self.waiters._clients)))
 
     def hold(self, below: str, tag: bytes) -> FakeChannel:
         """Send a GET that waits, and return without waiting for the answer."""
@@ -144,7 +150,7 @@ class FaultsTestCase(AccountsTestCase):
             return operate
 
         with contextlib.ExitStack() as patches:
-            for name in ("create", "get", "replace", "delete"):
+            for name in ("create", "get", "swap", "delete"):
                 patches.enter_context(patch.object(self.store, name, at_pace(getattr(self.store, name))))
             yield
 
@@ -187,9 +193,11 @@ class FaultsTestCase(AccountsTestCase):
 
     def test_wording_of_errors(self) -> None:
         """An error that its dialect cannot word is answered as any other defect."""
-        word = self.parts["dialect"].failed
+        word = self.parts["dialect"].error_response
         with (
-            patch.object(self.parts["dialect"], "failed", side_effect=[Broken, word(SynapseError(500, "broken"))]),
+            patch.object(
+                self.parts["dialect"], "error_response", side_effect=[Broken, word(SynapseError(500, "broken"))]
+            ),
             self.assertLogs("synapse_rendezvous", level="ERROR") as logs,
         ):
             self.check_failure(self.operate("miss"))
@@ -230,7 +238,7 @@ class FaultsTestCase(AccountsTestCase):
     def test_a_wake_up_that_is_lost(self) -> None:
         """Whoever waits sees what was written as soon as the wait ends, and no place is lost."""
         held = self.hold(self.below, self.etag)
-        with self.broken("waiting", "wake", after=False), self.assertLogs("synapse_rendezvous", level="ERROR"):
+        with self.broken("waiters", "wake", after=False), self.assertLogs("synapse_rendezvous", level="ERROR"):
             self.check_failure(self.operate("replace"))
         self.assertFalse(held.is_finished())
         self.reactor.pump([0.1] * 101)

@@ -23,7 +23,6 @@ from support.random_requests import FIELDS, METHODS, PATHS, VALUES
 from support.rendezvous_case import COMMON, RendezvousTestCase
 from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.rate_limit import Limit
-from synapse_rendezvous.table import PARTS
 
 FUZZ_RESOURCE_REQUESTS = int(os.environ.get("FUZZ_RESOURCE_REQUESTS", "20000"))
 WARM_UP = 30_000
@@ -152,7 +151,7 @@ class FuzzTestCase(RendezvousTestCase):
         assert growth < 5_000_000
         for _, _, channel in self.held:
             self.leave(channel)
-        assert 0 == len(self.hs._module_web_resources[self.path]._waiting)
+        assert 0 == len(self.hs._module_web_resources[self.path]._waiters)
 
     def fuzz(self, fuzz: Fuzz, count: int) -> None:
         resources = self.hs._module_web_resources
@@ -224,9 +223,9 @@ class FuzzTestCase(RendezvousTestCase):
             assert (channel.code == 429) == fields.hasHeader("Retry-After"), context
 
     def limits(self) -> list[Limit]:
-        admission = self.hs._module_web_resources[self.path]._admission
-        names = ("creates", "reads", "writes", "misses", "session_reads", "session_writes")
-        return [getattr(admission, f"_{name}") for name in names]
+        limits = self.hs._module_web_resources[self.path]._limits
+        names = ("client_create", "client_read", "client_write", "client_miss", "session_read", "session_write")
+        return [getattr(limits, name) for name in names]
 
     def require_bounds(self) -> None:
         resource = self.hs._module_web_resources[self.path]
@@ -234,11 +233,11 @@ class FuzzTestCase(RendezvousTestCase):
         assert isinstance(store, MemorySessionStore)
         assert len(store) <= MAX_SESSIONS
         assert store.total_bytes <= MAX_TOTAL_BYTES
-        assert len(resource._waiting) <= MAX_WAITING
+        assert len(resource._waiters) <= MAX_WAITING
         self.most_keys = max(self.most_keys, *(len(limit._ratelimiter.actions) for limit in self.limits()))
         assert self.most_keys <= Limit.MAX_KEYS + 1  # and the one that the others share
         for limit in self.limits():
-            assert len(limit.tally) <= Limit.MAX_KEYS + 17 * PARTS  # each part has some room more
+            assert len(limit.prepaid) <= Limit.MAX_KEYS
 
     def resident_bytes(self) -> int:
         gc.collect()

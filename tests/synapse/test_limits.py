@@ -2,17 +2,16 @@
 
 import itertools
 from typing import Any, ClassVar
-from unittest import TestCase
 from unittest.mock import patch
 
+from synapse.api.errors import LimitExceededError
 from synapse.http.site import XForwardedForRequest
 
 from support.rendezvous_case import RendezvousTestCase
 from synapse_rendezvous.rate_limit import Limit
-from synapse_rendezvous.table import PARTS, Tally
 
 ONE, OTHER = "203.0.113.1", "203.0.113.2"
-OBSERVATIONS = "synapse_rendezvous.observer"
+OBSERVER = "synapse_rendezvous.observer"
 
 
 class NetworksTestCase(RendezvousTestCase):
@@ -159,7 +158,7 @@ class ObserveTestCase(RendezvousTestCase):
         self.assertEqual(429, self.call("POST", "", b"", client_ip=OTHER).code)
         self.assertEqual([200] * 3, [self.call("GET", below).code for _ in range(3)])
         self.assertEqual([404] * 3, [self.call("GET", "/x", client_ip=ONE).code for _ in range(3)])
-        with self.assertLogs(OBSERVATIONS, level="WARNING") as logs:
+        with self.assertLogs(OBSERVER, level="WARNING") as logs:
             self.reactor.advance(60)
 
         (line,) = logs.output
@@ -171,11 +170,8 @@ class ObserveTestCase(RendezvousTestCase):
         self.assertIn(f"per_client.miss 2 times from {ONE}", line)
         self.assertIn("per_session.read 2 times", line)
         self.assertIn(f"max_sessions 1 times from {OTHER}", line)
-        with self.assertNoLogs(OBSERVATIONS, level="WARNING"):
+        with self.assertNoLogs(OBSERVER, level="WARNING"):
             self.reactor.advance(120)
-        with self.assertLogs(OBSERVATIONS, level="INFO") as logs:
-            self.call("DELETE", below)
-        self.assertIn(", read 3 times,", logs.output[0])
 
 
 class ToldTestCase(RendezvousTestCase):
@@ -192,7 +188,7 @@ class ToldTestCase(RendezvousTestCase):
         for address, times in ((ONE, 40), (OTHER, 31), ("2001:db8:1:2::3", 31)):
             for _ in range(times):
                 self.call("POST", "", b"", client_ip=address)
-        with self.assertLogs(OBSERVATIONS, level="WARNING") as logs:
+        with self.assertLogs(OBSERVER, level="WARNING") as logs:
             self.reactor.advance(60)
 
         self.assertEqual(1, len(logs.output))
@@ -200,7 +196,7 @@ class ToldTestCase(RendezvousTestCase):
 
     def test_unknown_addresses(self) -> None:
         """A proxy that does not say for whom it asks: no limit for one client, and a warning that names the fix."""
-        with self.assertLogs(OBSERVATIONS, level="WARNING") as logs:
+        with self.assertLogs(OBSERVER, level="WARNING") as logs:
             for _ in range(20):
                 self.assertEqual(200, self.from_proxy(X_Forwarded_Proto=b"https").code)
                 self.assertEqual(200, self.from_proxy(X_Forwarded_Proto=b"https", X_Forwarded_For=b"garbage").code)
@@ -214,27 +210,27 @@ class ToldTestCase(RendezvousTestCase):
             for _ in range(20):
                 self.create(client_ip=address)
             if expected:
-                with self.assertLogs(OBSERVATIONS, level="WARNING") as logs:
+                with self.assertLogs(OBSERVER, level="WARNING") as logs:
                     self.reactor.advance(600)
                 self.assertIn(
                     "20 of the last 20 sessions were created from 10.1.2.3, a private address", logs.output[0]
                 )
             else:
-                with self.assertNoLogs(OBSERVATIONS, level="WARNING"):
+                with self.assertNoLogs(OBSERVER, level="WARNING"):
                     self.reactor.advance(600)
 
     def test_tables_are_bounded(self) -> None:
         """However many addresses ask, few are remembered; those that come then share a limit, and are still served."""
         with patch.object(Limit, "MAX_KEYS", 50):
             for index in range(200):
-                for _ in range(5):  # one lot, and one more
+                for _ in range(5):  # one batch, and one more
                     self.create(client_ip=f"198.51.{index}.1")
-        creates = self.hs._module_web_resources[self.path]._admission._creates
-        self.assertEqual(51, len(creates._ratelimiter.actions))
+        limit = self.hs._module_web_resources[self.path]._limits.client_create
+        self.assertEqual(51, len(limit._ratelimiter.actions))
 
 
-class LotsTestCase(RendezvousTestCase):
-    """Reads are counted in lots, a tenth of the burst each."""
+class BatchesTestCase(RendezvousTestCase):
+    """Tokens are taken in batches, a tenth of the burst each."""
 
     options: ClassVar[dict[str, Any]] = {
         "per_client": {"read": {"per_second": 2, "burst_count": 25}},
@@ -253,7 +249,7 @@ class LotsTestCase(RendezvousTestCase):
         self.assertEqual(200, self.call("GET", below, client_ip=OTHER).code)
 
     def test_rate(self) -> None:
-        """In the long run as many are answered as the rate allows, and at most one lot more."""
+        """In the long run as many are answered as the rate allows, and at most one batch more."""
         below, _ = self.create()
         self.reads_until_refused(below)
         answered = 0
@@ -262,63 +258,25 @@ class LotsTestCase(RendezvousTestCase):
             answered += self.reads_until_refused(below)
         self.assertTrue(2 * 60 - 2 <= answered <= 2 * 60 + 2, answered)
 
-    def test_tally_is_bounded(self) -> None:
-        """However many clients ask, few are remembered."""
-        admission = self.hs._module_web_resources[self.path]._admission
+    def test_cache_is_bounded(self) -> None:
+        """However many clients ask, few are remembered; and forgetting them refuses nobody anything."""
+        limits = self.hs._module_web_resources[self.path]._limits
         for number in range(20_000):
-            admission.describe(f"10.0.{number >> 8}.{number & 255}")
-        self.assertLessEqual(len(admission._reads.tally), Limit.MAX_KEYS + 17 * PARTS)
+            address = f"10.0.{number >> 8}.{number & 255}"
+            limits.take(address, (limits.client_read, ((address, 1),)))
+        self.assertLessEqual(len(limits.client_read.prepaid), Limit.MAX_KEYS)
 
-    def test_reads_are_told(self) -> None:
-        """However reads are counted, the log says at the end how many there were; those that were refused were none."""
-        below, _ = self.create()
-        self.reads_until_refused(below)
-        self.reactor.advance(0.5)  # time enough for one, but not for a lot
-        self.assertEqual(1, self.reads_until_refused(below))
-        with self.assertLogs(OBSERVATIONS, level="INFO") as logs:
-            self.assertEqual(204, self.call("DELETE", below).code)
-        self.assertIn(", read 26 times,", logs.output[0])
-
-
-class TallyTestCase(TestCase):
-    """What is remembered of each client and session."""
-
-    def test_spend(self) -> None:
-        """What was prepaid is spent one by one, by each for itself."""
-        tally = Tally(2, 100)
-        self.assertEqual([True, True, False, False], [tally.spend("a") for _ in range(4)])
-        self.assertTrue(tally.spend("b"))
-        tally.add("a", Tally.LARGEST)
-        self.assertEqual(Tally.LARGEST, tally.left("a"))
-        self.assertEqual([True] * Tally.LARGEST + [False], [tally.spend("a") for _ in range(Tally.LARGEST + 1)])
-        self.assertEqual(0, tally.left("a"))
-        self.assertEqual(1, tally.left("b"))
-        self.assertEqual(2, tally.left("c"))
-
-    def test_pop(self) -> None:
-        """It is known how often each did it, prepaid or not, and then everything begins anew."""
-        tally = Tally(2, 100)
-        self.assertEqual(0, tally.pop("a"))
-        tally.spend("a")
-        self.assertEqual(1, tally.pop("a"))
-        for _ in range(3):
-            if not tally.spend("a"):
-                tally.add("a", 5)
-        self.assertEqual((5, 3), (tally.left("a"), tally.pop("a")))
-        self.assertEqual((2, 0), (tally.left("a"), len(tally)))
-
-    def test_bound(self) -> None:
-        """As many as were promised are remembered, and not many more, whether or not they have anything left."""
-        for first in (0, 1):
-            tally = Tally(first, 2000)
-            for number in range(1000):
-                if not tally.spend(f"{number:022}"):
-                    tally.add(f"{number:022}", 0)
-            self.assertEqual(1000, len(tally))
-            for number in range(20_000):
-                if not tally.spend(f"{number:022}"):
-                    tally.add(f"{number:022}", 0)
-            self.assertLess(len(tally), 3100)
+    def test_check(self) -> None:
+        """To check takes nothing; it refuses exactly when taking would."""
+        limits = self.hs._module_web_resources[self.path]._limits
+        charge = (limits.client_read, ((ONE, 1),))
+        for _ in range(25):
+            for _ in range(3):
+                limits.check(ONE, limits.client_read, ONE)
+            limits.take(ONE, charge)
+        self.assertRaises(LimitExceededError, limits.check, ONE, limits.client_read, ONE)
+        self.assertRaises(LimitExceededError, limits.take, ONE, charge)
+        limits.take(ONE, charge, is_done=True)
 
 
 class NothingToFindTestCase(RendezvousTestCase):

@@ -40,9 +40,8 @@ from twisted.python.failure import Failure
 from support.rendezvous_case import COMMON, RendezvousTestCase
 from support.servers import RedisServer
 from support.stores import MemoryStores, RedisStores, Time, result
-from synapse_rendezvous import __version__
+from synapse_rendezvous import __version__, clock
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
-from synapse_rendezvous.homeserver import Homeserver
 from synapse_rendezvous.redis.store import RedisSessionStore
 
 MODEL_STEPS = int(os.environ.get("MODEL_STEPS", "2000"))
@@ -610,9 +609,11 @@ class Machine(RuleBasedStateMachine):
         self._settle()
 
     def _settle(self) -> None:
-        """Let Redis answer all that it was asked."""
-        while isinstance(self._store, RedisSessionStore) and self._store._link._under_way:
+        """Let Redis answer all that it was asked, and the reactor take its next turn, in which waiters are woken."""
+        self._case.reactor.advance(0)
+        while isinstance(self._store, RedisSessionStore) and self._store._link._pending:
             reactor.iterate(0.01)  # type: ignore[call-arg, misc]
+            self._case.reactor.advance(0)
 
     def _learn(self, asked: Asked) -> None:
         """Take from an answer what only the server could choose: an id, and a tag, which is like no other."""
@@ -750,19 +751,15 @@ class ModelTestCase(RendezvousTestCase):
         "deny": [DENIED],
     }
 
-    def make_homeserver(self, reactor: Any, clock: Any) -> Any:
+    def make_homeserver(self, reactor: Any, synapse_clock: Any) -> Any:
         self.time = Time()
         self.time.now_ms -= self.time.now_ms % 1000
         self.time.now_ms += 86_400_000  # so that Redis itself, which goes by the real time, ends nothing
         start_ms, reactor.rightNow = self.time.now_ms, self.time.now_ms / 1000
-        homeserver = super().make_homeserver(reactor, clock)
-        steady = patch.object(
-            Homeserver,
-            "steady_ns",
-            staticmethod(lambda: (self.time.now_ms - start_ms + UPTIME_MS) * 1_000_000),
-        )
-        steady.start()
-        self.addCleanup(steady.stop)
+        homeserver = super().make_homeserver(reactor, synapse_clock)
+        monotonic = patch.object(clock, "monotonic_ns", lambda: (self.time.now_ms - start_ms + UPTIME_MS) * 1_000_000)
+        monotonic.start()
+        self.addCleanup(monotonic.stop)
         self.errors = ErrorLog()
         logging.getLogger().addHandler(self.errors)
         self.addCleanup(logging.getLogger().removeHandler, self.errors)
@@ -792,16 +789,16 @@ class ModelTestCase(RendezvousTestCase):
         self.advance(
             60_000 - self.time.now_ms % 60_000
         )  # whatever Synapse does now and then, it does at the same steps
-        admission = self.resources()[0]._admission
-        for limit in ("creates", "reads", "writes", "misses", "session_reads", "session_writes"):
-            getattr(admission, f"_{limit}")._ratelimiter.actions.clear()
+        limits = self.resources()[0]._limits
+        for name in ("client_create", "client_read", "client_write", "client_miss", "session_read", "session_write"):
+            getattr(limits, name)._ratelimiter.actions.clear()
         return store
 
     def require_waiting(self, count: int) -> None:
-        """Check that so many requests hold a place, and that all accounts of them say so."""
-        waiting = self.resources()[0]._waiting
-        places = sum(map(len, waiting._places.values()))
-        assert (count, count, count) == (len(waiting), places, sum(waiting._clients.values()))
+        """Check that so many requests wait, and that all accounts of them say so."""
+        waiters = self.resources()[0]._waiters
+        by_session = sum(map(len, waiters._waiters.values()))
+        assert (count, count, count) == (len(waiters), by_session, sum(waiters._clients.values()))
 
     def play(self, stores: MemoryStores | RedisStores) -> None:
         self.collect_garbage()

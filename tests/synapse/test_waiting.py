@@ -9,7 +9,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from support.rendezvous_case import RendezvousTestCase
-from synapse_rendezvous.long_poll import Waiting
+from synapse_rendezvous.long_poll import Waiters
 from synapse_rendezvous.resource import RendezvousResource
 
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
@@ -18,10 +18,10 @@ MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
 class HoldingTestCase(RendezvousTestCase):
     """Under a fake clock; after each test nobody waits any more."""
 
-    def waiting(self) -> Waiting:
+    def waiters(self) -> Waiters:
         resource = self.hs._module_web_resources[self.path]
         assert isinstance(resource, RendezvousResource)
-        return resource._waiting
+        return resource._waiters
 
     def hold(self, below: str, tag: bytes, timeout_ms: int | str | None = 10_000, **more: Any) -> FakeChannel:
         """Send a GET of somebody who knows this revision, and return without waiting for the answer."""
@@ -42,8 +42,8 @@ class HoldingTestCase(RendezvousTestCase):
         self.assertIs(SENTINEL_CONTEXT, current_context())
 
     def tearDown(self) -> None:
-        waiting = self.waiting()
-        self.assertEqual((0, {}, {}), (len(waiting), waiting._places, dict(waiting._clients)))
+        waiters = self.waiters()
+        self.assertEqual((0, {}, {}), (len(waiters), waiters._waiters, dict(waiters._clients)))
         super().tearDown()
 
     def leave(self, channel: FakeChannel) -> None:
@@ -144,18 +144,18 @@ class WaitingTestCase(HoldingTestCase):
         """Its place is free at once, nothing is logged as a fault, and the session lives on."""
         below, tag = self.create()
         held = self.hold(below, tag)
-        self.assertEqual(1, len(self.waiting()))
+        self.assertEqual(1, len(self.waiters()))
         with self.assertNoLogs("synapse", level="WARNING"):
             self.leave(held)
 
-        self.assertEqual(0, len(self.waiting()))
+        self.assertEqual(0, len(self.waiters()))
         self.assertEqual(304, self.call("GET", below, b"", ("If-None-Match", tag)).code)
 
     def test_shutdown(self) -> None:
         """When the process ends, those who wait are answered, and nobody waits any more."""
         below, tag = self.create()
         held = self.hold(below, tag)
-        self.waiting().close()
+        self.waiters().close()
         self.answer(held, 304)
         self.answer(self.hold(below, tag), 304)
 

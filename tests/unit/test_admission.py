@@ -4,8 +4,14 @@ import ipaddress
 
 import pytest
 
-from synapse_rendezvous.clients import Clients, is_private, shares, written
+from synapse_rendezvous.clients import MAX_FORWARDED_BYTES, Clients, format_client, is_private, quota_keys
 from synapse_rendezvous.config import RendezvousConfig
+
+
+def joined(lines: list[bytes] | None) -> bytes | None:
+    """Join the lines of X-Forwarded-For as the resource does."""
+    return None if lines is None else b",".join(lines)[-MAX_FORWARDED_BYTES:]
+
 
 TRUSTING = Clients(RendezvousConfig().trusted_proxies)
 
@@ -55,19 +61,19 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
         ("/run/synapse.sock", [b"203.0.113.9"], "unknown"),
     ],
 )
-def test_name(peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
+def test_client_key(peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
     """The client is the first address from the right that is not a trusted proxy's, or the last that is."""
-    assert client == TRUSTING.name(peer, forwarded)
+    assert client == TRUSTING.client_key(peer, joined(forwarded))
 
 
 def test_unix_socket_is_trusted() -> None:
     """Behind a unix socket is a proxy of the operator's own, whichever networks are named."""
-    assert "203.0.113.9" == Clients([]).name(None, [b"192.0.2.66, 203.0.113.9"])
+    assert "203.0.113.9" == Clients([]).client_key(None, b"192.0.2.66, 203.0.113.9")
 
 
 def test_nobody_trusted() -> None:
     """Without trusted proxies the peer is the client."""
-    assert "127.0.0.1" == Clients([]).name("127.0.0.1", [b"203.0.113.9"])
+    assert "127.0.0.1" == Clients([]).client_key("127.0.0.1", b"203.0.113.9")
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def test_nobody_trusted() -> None:
 )
 def test_number_of_proxies(hops: int, peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
     """Where the number of proxies is said, the entry before them is the client, whatever their addresses."""
-    assert client == Clients(hops).name(peer, forwarded)
+    assert client == Clients(hops).client_key(peer, joined(forwarded))
 
 
 def test_exempt_and_denied() -> None:
@@ -97,18 +103,18 @@ def test_exempt_and_denied() -> None:
     networks = [ipaddress.ip_network(network) for network in ("203.0.113.0/24", "2001:db8:1:2:3::/80")]
     exempting, denying = Clients(1, exempt=networks), Clients(1, denied=networks)
     for address in (b"203.0.113.9", b"2001:db8:1:2:3::9"):
-        assert ("exempt", "denied") == (exempting.name(None, [address]), denying.name(None, [address]))
+        assert ("exempt", "denied") == (exempting.client_key(None, address), denying.client_key(None, address))
     for address in (b"203.0.112.9", b"2001:db8:1:2:4::9"):
-        assert exempting.name(None, [address]) == denying.name(None, [address])
-    assert "denied" == Clients(1, exempt=networks, denied=networks).name(None, [b"203.0.113.9"])
+        assert exempting.client_key(None, address) == denying.client_key(None, address)
+    assert "denied" == Clients(1, exempt=networks, denied=networks).client_key(None, b"203.0.113.9")
 
 
-def test_shares() -> None:
+def test_quota_keys() -> None:
     """What an IPv6 client does counts for the networks around it, which may do more; for the unknown nobody counts."""
-    assert (("203.0.113.9", 1),) == shares("203.0.113.9")
-    assert (("20010db800010203", 1), ("20010db8000102", 3), ("20010db80001", 6)) == shares("20010db800010203")
-    assert ((), ()) == (shares("unknown"), shares("exempt"))
-    networks = [written(network) for network, _ in shares("20010db800010203")]
+    assert (("203.0.113.9", 1),) == quota_keys("203.0.113.9")
+    assert (("20010db800010203", 1), ("20010db8000102", 3), ("20010db80001", 6)) == quota_keys("20010db800010203")
+    assert ((), ()) == (quota_keys("unknown"), quota_keys("exempt"))
+    networks = [format_client(network) for network, _ in quota_keys("20010db800010203")]
     assert ["2001:db8:1:203::/64", "2001:db8:1:200::/56", "2001:db8:1::/48"] == networks
 
 

@@ -9,32 +9,26 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
-from unittest.mock import patch
 
 import pytest
 import txredisapi
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from support.servers import RedisServer
-from support.stores import TTL_MS, MemoryStores, Observer, RedisStores, Time, quotas_of, result
+from support.stores import TTL_MS, Ends, MemoryStores, RedisStores, Time, quotas_of, replace, result
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
-from synapse_rendezvous.errors import PreconditionFailed, SessionNotFound, StoreFull
+from synapse_rendezvous.errors import SessionNotFound, StoreFull
 from synapse_rendezvous.memory_store import MemorySessionStore
-from synapse_rendezvous.preconditions import UNCONDITIONAL, EntityTags, Preconditions
-from synapse_rendezvous.session import Held, Session, Write, new_random_id
-from synapse_rendezvous.store import SessionStore
-from synapse_rendezvous.table import Tally
+from synapse_rendezvous.preconditions import new_tag
+from synapse_rendezvous.session import Session, StoreUsage, Write, new_random_id
+from synapse_rendezvous.store import SessionStore, SwapResult
 
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
 NETWORKS = ["20010db800010000", "20010db800010001", "20010db800010002", "20010db800010003", "20010db800010100"]
 """IPv6 /64 networks in one /48, all but the last in one /56."""
-
-
-def if_match(tag: bytes) -> Preconditions:
-    return Preconditions(if_match=EntityTags(any=False, tags=frozenset({tag})))
 
 
 @pytest.fixture
@@ -73,7 +67,7 @@ def store(stores: MemoryStores | RedisStores) -> SessionStore:
 
 def test_create_and_get(store: SessionStore, time: Time) -> None:
     """What was created is there, with an id and a tag of the promised form."""
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
     assert session == result(store.get(session.id))
     assert (b"hello", b"text/plain") == (session.payload, session.content_type)
@@ -86,11 +80,11 @@ def test_create_and_get(store: SessionStore, time: Time) -> None:
 @pytest.mark.parametrize("session_id", ["", "-", "\xff" * 22, "\0" * 22, "a:b", "queue"])
 def test_get_what_is_no_id(store: SessionStore, session_id: str) -> None:
     """Whatever characters a client makes an id of, there is no such session."""
-    result(store.create(new_random_id(), HELLO, CLIENT))
+    result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     for operation in (
         store.get(session_id),
-        store.replace(session_id, HELLO, UNCONDITIONAL),
-        store.delete(session_id, UNCONDITIONAL),
+        replace(store, session_id, HELLO),
+        store.delete(session_id, None),
     ):
         with pytest.raises(SessionNotFound):
             result(operation)
@@ -98,10 +92,10 @@ def test_get_what_is_no_id(store: SessionStore, session_id: str) -> None:
 
 def test_replace(store: SessionStore, time: Time) -> None:
     """A write makes a new revision of the same session and does not prolong its life."""
-    first = result(store.create(new_random_id(), HELLO, CLIENT))
+    first = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     time.now_ms += 1000
 
-    second = result(store.replace(first.id, Write(b"bye", b"text/html"), if_match(first.tag)))
+    second = result(replace(store, first.id, Write(b"bye", b"text/html"), first.tag))
 
     assert second == result(store.get(first.id))
     assert (first.id, b"bye", b"text/html") == (second.id, second.payload, second.content_type)
@@ -114,61 +108,48 @@ def test_replace(store: SessionStore, time: Time) -> None:
 def test_same_bytes_are_a_new_revision(store: SessionStore) -> None:
     """Each device that writes the same bytes makes a revision of its own."""
     tags = set()
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     for _ in range(50):
         tags.add(session.tag)
-        session = result(store.replace(session.id, HELLO, if_match(session.tag)))
+        session = result(replace(store, session.id, HELLO, session.tag))
 
     assert 50 == len(tags)
 
 
-def test_failed_precondition_changes_nothing(store: SessionStore) -> None:
-    """The loser of a race is told the winner's revision, which stays."""
-    first = result(store.create(new_random_id(), HELLO, CLIENT))
-    winner = result(store.replace(first.id, Write(b"winner", b""), if_match(first.tag)))
+def test_another_tag_changes_nothing(store: SessionStore) -> None:
+    """The loser of a race gets the winner's revision, which stays; the bytes do not count, only the tag."""
+    first = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+    winner = result(replace(store, first.id, Write(b"winner", b""), first.tag))
 
-    with pytest.raises(PreconditionFailed) as replacing:
-        result(store.replace(first.id, Write(b"loser", b""), if_match(first.tag)))
-    with pytest.raises(PreconditionFailed) as deleting:
-        result(store.delete(first.id, if_match(first.tag)))
+    for tag in (first.tag, b"", b"*", b"=", winner.tag[:-1], winner.tag + b"0", b"\xff" * 20, b"x" * 9000):
+        for payload in (b"loser", b"winner"):
+            swap = store.swap(first.id, tag, new_tag(), Write(payload, b""))
+            assert SwapResult(winner, is_done=False) == result(swap)
+        assert SwapResult(winner, is_done=False) == result(store.delete(first.id, tag))
 
-    assert winner == replacing.value.session
-    assert winner == deleting.value.session
     assert winner == result(store.get(first.id))
-
-
-def test_repeated_write(store: SessionStore) -> None:
-    """The last accepted write, sent again, succeeds again and changes nothing; any other stale write fails."""
-    first = result(store.create(new_random_id(), HELLO, CLIENT))
-    second = result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
-
-    assert second == result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
-
-    result(store.replace(first.id, Write(b"3", b"t"), if_match(second.tag)))
-    with pytest.raises(PreconditionFailed):
-        result(store.replace(first.id, Write(b"2", b"t"), if_match(first.tag)))
 
 
 def test_delete(store: SessionStore) -> None:
     """What was deleted is gone."""
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
-    result(store.delete(session.id, if_match(session.tag)))
+    result(store.delete(session.id, session.tag))
 
     for operation in (
         store.get(session.id),
-        store.replace(session.id, HELLO, UNCONDITIONAL),
-        store.delete(session.id, UNCONDITIONAL),
+        replace(store, session.id, HELLO),
+        store.delete(session.id, None),
     ):
         with pytest.raises(SessionNotFound):
             result(operation)
 
 
-@pytest.mark.parametrize("operation", ["get", "replace", "delete"])
+@pytest.mark.parametrize("operation", ["get", "swap", "delete"])
 def test_expiry(store: SessionStore, time: Time, operation: str) -> None:
     """A session lives to the last millisecond of its time and not one longer."""
-    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(2)]
-    arguments: dict[str, tuple[Any, ...]] = {"get": (), "replace": (HELLO, UNCONDITIONAL), "delete": (UNCONDITIONAL,)}
+    sessions = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)) for _ in range(2)]
+    arguments: dict[str, tuple[Any, ...]] = {"get": (), "swap": (None, new_tag(), HELLO), "delete": (None,)}
 
     time.now_ms = time.start_ms + TTL_MS - 1
     result(getattr(store, operation)(sessions[0].id, *arguments[operation]))
@@ -179,10 +160,10 @@ def test_expiry(store: SessionStore, time: Time, operation: str) -> None:
 
 def test_writing_does_not_prolong(store: SessionStore, time: Time) -> None:
     """No session can be kept alive."""
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     for _ in range(10):
         time.now_ms += TTL_MS // 10 - 1
-        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+        result(replace(store, session.id, HELLO))
 
     time.now_ms = time.start_ms + TTL_MS
     with pytest.raises(SessionNotFound):
@@ -191,62 +172,63 @@ def test_writing_does_not_prolong(store: SessionStore, time: Time) -> None:
 
 def test_full_of_sessions(store: SessionStore, time: Time) -> None:
     """The newcomer is refused; everybody else stays, and can write and end; room comes back."""
-    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(10)]
+    sessions = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)) for _ in range(10)]
 
     with pytest.raises(StoreFull) as refusal:
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
     assert "max_sessions" == refusal.value.limiter_name
     assert sessions == [result(store.get(session.id)) for session in sessions]
-    result(store.replace(sessions[0].id, Write(b"longer than before", b""), UNCONDITIONAL))
-    result(store.delete(sessions[1].id, UNCONDITIONAL))
-    result(store.create(new_random_id(), HELLO, CLIENT))
+    result(replace(store, sessions[0].id, Write(b"longer than before", b"")))
+    result(store.delete(sessions[1].id, None))
+    result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     with pytest.raises(StoreFull):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
     time.now_ms += TTL_MS
     for _ in range(10):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
 
 def test_full_of_bytes(stores: MemoryStores | RedisStores) -> None:
     """The bound holds to the byte, for creations and for payloads that grow; shrinking is always allowed."""
     store = stores.make(max_total_bytes=100)
-    session = result(store.create(new_random_id(), Write(b"x" * 60, b""), CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), Write(b"x" * 60, b""), CLIENT))
     with pytest.raises(StoreFull) as refusal:
-        result(store.create(new_random_id(), Write(b"x" * 41, b""), CLIENT))
+        result(store.create(new_random_id(), new_tag(), Write(b"x" * 41, b""), CLIENT))
     assert "max_total_bytes" == refusal.value.limiter_name
-    other = result(store.create(new_random_id(), Write(b"x" * 40, b""), CLIENT))
-    result(store.create(new_random_id(), Write(b"", b""), CLIENT))
+    other = result(store.create(new_random_id(), new_tag(), Write(b"x" * 40, b""), CLIENT))
+    result(store.create(new_random_id(), new_tag(), Write(b"", b""), CLIENT))
 
     with pytest.raises(StoreFull):
-        result(store.replace(session.id, Write(b"x" * 61, b""), UNCONDITIONAL))
+        result(replace(store, session.id, Write(b"x" * 61, b"")))
     assert session == result(store.get(session.id))
-    shrunk = result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
-    result(store.replace(other.id, Write(b"x" * 41, b""), UNCONDITIONAL))
+    shrunk = result(replace(store, session.id, Write(b"x" * 59, b""), session.tag))
+    result(replace(store, other.id, Write(b"x" * 41, b"")))
 
     assert 100 == stores.account().total_bytes
-    # A repeat takes no room, so it succeeds as the first did.
-    assert shrunk == result(store.replace(session.id, Write(b"x" * 59, b""), if_match(session.tag)))
+    # The tag counts first: whoever has another one learns the current revision.
+    swap = store.swap(session.id, session.tag, new_tag(), Write(b"x" * 99, b""))
+    assert SwapResult(shrunk, is_done=False) == result(swap)
 
 
 def test_full_for_a_client(stores: MemoryStores | RedisStores, time: Time) -> None:
     """Who has as many sessions as one client may is refused; another is not. Room comes back with each that ends."""
     store = stores.make(max_client_sessions=2)
-    sessions = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(2)]
+    sessions = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)) for _ in range(2)]
     time.now_ms += 1
 
     for _ in range(2):
         with pytest.raises(StoreFull) as refusal:
-            result(store.create(new_random_id(), HELLO, CLIENT))
+            result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
         assert "per_client.max_sessions" == refusal.value.limiter_name
-    result(store.create(new_random_id(), HELLO, "198.51.100.7"))
-    result(store.delete(sessions[0].id, UNCONDITIONAL))
-    result(store.create(new_random_id(), HELLO, CLIENT))
+    result(store.create(new_random_id(), new_tag(), HELLO, "198.51.100.7"))
+    result(store.delete(sessions[0].id, None))
+    result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     time.now_ms = time.start_ms + TTL_MS
-    result(store.create(new_random_id(), HELLO, CLIENT))
+    result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     with pytest.raises(StoreFull):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
 
 def test_wider_networks(stores: MemoryStores | RedisStores) -> None:
@@ -257,7 +239,7 @@ def test_wider_networks(stores: MemoryStores | RedisStores) -> None:
         made = 0
         for index in range(count):
             with contextlib.suppress(StoreFull):
-                result(store.create(new_random_id(), HELLO, f"{prefix}{index:x}".ljust(16, "0")))
+                result(store.create(new_random_id(), new_tag(), HELLO, f"{prefix}{index:x}".ljust(16, "0")))
                 made += 1
         return made
 
@@ -267,46 +249,46 @@ def test_wider_networks(stores: MemoryStores | RedisStores) -> None:
     assert 0 == create_all("20010db800010", 16)
     assert 6 == create_all("20010db80002000", 16)
     for _ in range(20):
-        result(store.create(new_random_id(), HELLO, "unknown"))
+        result(store.create(new_random_id(), new_tag(), HELLO, "unknown"))
 
 
 def test_crowded(stores: MemoryStores | RedisStores, time: Time) -> None:
     """While the store is crowded a client may have only a few sessions; what it has more of, it keeps."""
     store = stores.make(max_client_sessions=5, crowded_sessions=6, crowded_client_sessions=2)
-    many = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(5)]
-    result(store.create(new_random_id(), HELLO, "198.51.100.1"))
+    many = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)) for _ in range(5)]
+    result(store.create(new_random_id(), new_tag(), HELLO, "198.51.100.1"))
 
-    result(store.create(new_random_id(), HELLO, "198.51.100.1"))
+    result(store.create(new_random_id(), new_tag(), HELLO, "198.51.100.1"))
     for client in (CLIENT, "198.51.100.1"):
         with pytest.raises(StoreFull) as refusal:
-            result(store.create(new_random_id(), HELLO, client))
+            result(store.create(new_random_id(), new_tag(), HELLO, client))
         assert "per_client.crowded_sessions" == refusal.value.limiter_name
     assert many == [result(store.get(session.id)) for session in many]
     time.now_ms += TTL_MS
     for _ in range(5):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
 
 def test_updates(stores: MemoryStores | RedisStores) -> None:
     """A payload is replaced as often as it may be; then it can still be read, and ended."""
     store = stores.make(max_updates=2)
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     for number in (b"1", b"2"):
-        known, session = session, result(store.replace(session.id, Write(number, b""), if_match(session.tag)))
+        known, session = session, result(replace(store, session.id, Write(number, b""), session.tag))
 
     with pytest.raises(StoreFull) as refusal:
-        result(store.replace(session.id, Write(b"3", b""), UNCONDITIONAL))
+        result(replace(store, session.id, Write(b"3", b"")))
     assert "max_updates" == refusal.value.limiter_name
-    assert session == result(store.replace(session.id, Write(b"2", b""), if_match(known.tag)))
+    assert SwapResult(session, is_done=False) == result(store.swap(session.id, known.tag, new_tag(), HELLO))
     assert session == result(store.get(session.id))
-    result(store.delete(session.id, UNCONDITIONAL))
+    result(store.delete(session.id, None))
 
 
 def test_a_clock_that_is_set() -> None:
-    """Sessions age by a clock that nobody sets; what it is told of the time of day counts once no session lives."""
+    """Sessions age by a clock that is never set; the time of day is read again once no session is left."""
     wall, steady = Time(), Time()
-    store = MemorySessionStore(wall, steady.steady_ns, quotas_of({}), Observer(), Tally(0, 10))
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
+    store = MemorySessionStore(wall, steady.monotonic_ns, quotas_of({}), Ends())
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     for jump_ms in (3_600_000, -7_200_000):
         wall.now_ms += jump_ms
         assert session == result(store.get(session.id))
@@ -315,23 +297,23 @@ def test_a_clock_that_is_set() -> None:
     steady.now_ms += 1
     with pytest.raises(SessionNotFound):
         result(store.get(session.id))
-    assert wall.now_ms == result(store.create(new_random_id(), HELLO, CLIENT)).last_modified_ms
+    assert wall.now_ms == result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)).last_modified_ms
 
 
 def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStores, time: Time) -> None:
     """However many expire on their own, what they counted for comes back, to the byte."""
     store = stores.make(max_sessions=250, max_total_bytes=250 * 5, max_client_sessions=250)
     for index in range(250):
-        session = result(store.create(new_random_id(), Write(b"", b""), f"192.0.2.{index % 7}"))
-        result(store.replace(session.id, HELLO, UNCONDITIONAL))
+        session = result(store.create(new_random_id(), new_tag(), Write(b"", b""), f"192.0.2.{index % 7}"))
+        result(replace(store, session.id, HELLO))
     held = stores.account()
     assert (250, 250 * 5, 7) == (len(held.sizes), held.total_bytes, len(held.client_sessions))
     with pytest.raises(StoreFull):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
     time.now_ms += TTL_MS
     for _ in range(250):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
     assert {CLIENT: 250} == stores.account().client_sessions
     assert 250 * 5 == stores.account().total_bytes
@@ -341,101 +323,50 @@ def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStore
 @pytest.mark.parametrize("content_type", [b"", b"text/plain", b"7", b"\t\xff" + b"x" * 253])
 def test_every_byte_survives(store: SessionStore, payload: bytes, content_type: bytes) -> None:
     """No payload and no type is taken for something else."""
-    session = result(store.create(new_random_id(), Write(payload, content_type), CLIENT))
+    session = result(store.create(new_random_id(), new_tag(), Write(payload, content_type), CLIENT))
     assert (payload, content_type) == (session.payload, session.content_type)
     assert session == result(store.get(session.id))
 
-    replaced = result(store.replace(session.id, Write(content_type, payload[:255]), UNCONDITIONAL))
+    replaced = result(replace(store, session.id, Write(content_type, payload[:255])))
     assert (content_type, payload[:255]) == (replaced.payload, replaced.content_type)
     assert replaced == result(store.get(session.id))
 
 
-def some_revision(tags: list[bytes]) -> st.SearchStrategy[EntityTags | None]:
-    listed = st.builds(EntityTags, st.just(False), st.frozensets(st.sampled_from([*tags, b"", b"x", b"a,b", b"*"])))
-    return st.one_of(st.none(), st.just(EntityTags(any=True, tags=frozenset())), listed)
-
-
-@given(data=st.data())
-def test_preconditions_mean_the_same(data: st.DataObject, connection: Any) -> None:
-    """Whatever the preconditions, both stores come to the same verdict."""
-    time = Time()
-    tags = [b"1" * 20, b"2" * 20, b"3" * 20, b"4" * 20]
-    preconditions = data.draw(
-        st.builds(
-            Preconditions,
-            if_match=some_revision(tags),
-            if_none_match=some_revision(tags),
-            if_modified_since_s=st.none(),
-            if_unmodified_since_s=st.sampled_from([None, -1, 0, 1]).map(
-                lambda offset_s: None if offset_s is None else time.now_ms // 1000 + offset_s
-            ),
-            repeats_from_any=st.booleans(),
-        )
-    )
-    write = data.draw(st.sampled_from([HELLO, Write(b"hello", b"text/html"), Write(b"hell", b"text/plain")]))
-    revisions = data.draw(st.integers(1, 3))
-
-    def verdicts(stores: MemoryStores | RedisStores) -> Iterator[Any]:
-        store = stores.make()
-        with patch("secrets.token_hex", side_effect=[tag.decode() for tag in tags]):
-            session = result(store.create("a" * 22, HELLO, CLIENT))
-            for _ in range(revisions - 1):
-                session = result(store.replace(session.id, HELLO, UNCONDITIONAL))
-        for operation in (store.replace(session.id, write, preconditions), store.delete(session.id, preconditions)):
-            try:
-                after = result(operation)
-            except PreconditionFailed as failure:
-                yield failure.session.payload
-            else:
-                yield after and (after.payload, after.tag == session.tag)
-
-    assert list(verdicts(MemoryStores(time))) == list(verdicts(RedisStores(connection, time)))
-
-
 def test_sweep(stores: MemoryStores | RedisStores, time: Time) -> None:
-    """What has expired is forgotten, and only that; the observer is told of each session that ends, once."""
+    """What has expired is forgotten, and only that; the end of each session is reported, once."""
     store = stores.make()
-    old = [result(store.create(new_random_id(), HELLO, CLIENT)) for _ in range(3)]
-    result(store.delete(old[1].id, UNCONDITIONAL))
-    result(store.replace(old[2].id, HELLO, UNCONDITIONAL))
+    old = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)) for _ in range(3)]
+    result(store.delete(old[1].id, None))
+    result(replace(store, old[2].id, HELLO))
     time.now_ms += 1
-    young = result(store.create(new_random_id(), HELLO, CLIENT))
+    young = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
-    assert Held(3, 15, 1, is_swept=True) == result(store.sweep())
+    assert StoreUsage(3, 15, 1, is_swept=True) == result(store.sweep())
     time.now_ms = time.start_ms + TTL_MS
-    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert StoreUsage(1, 5, 1, is_swept=True) == result(store.sweep())
 
     assert ({young.id[:6]: 5}, 5, {CLIENT: 1}) == stores.account()
     assert young == result(store.get(young.id))
-    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in stores.observer.sessions]
+    ended = [(each.id[:6], each.updates, each.lived_ms, each.reason) for each in stores.ends.sessions]
     assert (old[1].id[:6], 0, 0, "deleted") == ended[0]
     assert {(old[0].id[:6], 0, TTL_MS, "expired"), (old[2].id[:6], 1, TTL_MS, "expired")} == set(ended[1:])
-    assert ["lonely", "lonely", "paired"] == sorted(each.outcome for each in stores.observer.sessions)
+    assert ["lonely", "lonely", "paired"] == sorted(each.outcome for each in stores.ends.sessions)
 
 
 def test_sweep_some_at_a_time(stores: MemoryStores | RedisStores, time: Time) -> None:
     """Whoever sweeps hears that more is to be swept, until nothing is."""
     store = stores.make(max_sessions=300, max_total_bytes=10_000, max_client_sessions=300)
     for _ in range(250):
-        result(store.create(new_random_id(), HELLO, CLIENT))
+        result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     time.now_ms += TTL_MS
-    young = result(store.create(new_random_id(), HELLO, CLIENT))
+    young = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     swept = [result(store.sweep()).is_swept]
     while not swept[-1]:
         swept.append(result(store.sweep()).is_swept)
     assert 2 <= len(swept) <= 6
-    assert Held(1, 5, 1, is_swept=True) == result(store.sweep())
+    assert StoreUsage(1, 5, 1, is_swept=True) == result(store.sweep())
     assert young == result(store.get(young.id))
-    assert 250 == len(stores.observer.sessions)
-
-
-def test_repeats_are_told(stores: MemoryStores | RedisStores) -> None:
-    """The observer is told of a write that was done before."""
-    store = stores.make()
-    session = result(store.create(new_random_id(), HELLO, CLIENT))
-    for repeats in range(3):
-        result(store.replace(session.id, Write(b"again", b""), if_match(session.tag)))
-        assert repeats == stores.observer.repeats
+    assert 250 == len(stores.ends.sessions)
 
 
 def test_memory_a_session_takes(time: Time) -> None:
@@ -448,8 +379,8 @@ def test_memory_a_session_takes(time: Time) -> None:
         for index in range(count):
             # As over the wire, nothing is shared between sessions.
             payload, content_type = bytes([index % 256]) * size, bytes(bytearray(b"application/octet-stream"))
-            session = result(store.create(new_random_id(), Write(payload, content_type), CLIENT))
-            result(store.replace(session.id, Write(payload[::-1], content_type), UNCONDITIONAL))
+            session = result(store.create(new_random_id(), new_tag(), Write(payload, content_type), CLIENT))
+            result(replace(store, session.id, Write(payload[::-1], content_type)))
             del session, payload, content_type
         after, _ = tracemalloc.get_traced_memory()
     finally:
@@ -505,9 +436,9 @@ class StoreMachine(RuleBasedStateMachine):
     def create(self, write: Write, client: str) -> Any:
         if not self.may_create(client) or not self.room(len(write.payload)):
             with pytest.raises(StoreFull):
-                result(self.store.create(new_random_id(), write, client))
+                result(self.store.create(new_random_id(), new_tag(), write, client))
             return multiple()
-        session = result(self.store.create(new_random_id(), write, client))
+        session = result(self.store.create(new_random_id(), new_tag(), write, client))
         assert (write, client) == ((session.payload, session.content_type), session.client)
         assert self.time.now_ms + TTL_MS == session.expires_ms
         self.model[session.id] = self.created[session.id[:6]] = session
@@ -516,22 +447,19 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(target=sessions, seen=sessions, write=writes)
     def replace(self, seen: Session, write: Write) -> Any:
         current = self.alive().get(seen.id)
-        operation = self.store.replace(seen.id, write, if_match(seen.tag))
+        operation = self.store.swap(seen.id, seen.tag, new_tag(), write)
         if current is None:
             with pytest.raises(SessionNotFound):
                 result(operation)
         elif current.tag != seen.tag:
-            if seen.tag == current.previous_tag and write == (current.payload, current.content_type):
-                assert current == result(operation)
-            else:
-                with pytest.raises(PreconditionFailed) as failure:
-                    result(operation)
-                assert current == failure.value.session
+            assert SwapResult(current, is_done=False) == result(operation)
         elif current.updates == 3 or not self.room(len(write.payload) - len(current.payload)):
             with pytest.raises(StoreFull):
                 result(operation)
         else:
-            self.model[seen.id] = self.created[seen.id[:6]] = result(operation)
+            swapped = result(operation)
+            assert swapped.is_done
+            self.model[seen.id] = self.created[seen.id[:6]] = swapped.session
             assert write == (self.model[seen.id].payload, self.model[seen.id].content_type)
             return self.model[seen.id]
         return multiple()
@@ -539,11 +467,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(seen=consumes(sessions))
     def delete(self, seen: Session) -> None:
         if seen.id in self.alive():
-            result(self.store.delete(seen.id, UNCONDITIONAL))
+            assert result(self.store.delete(seen.id, None)).is_done
             del self.model[seen.id]
         else:
             with pytest.raises(SessionNotFound):
-                result(self.store.delete(seen.id, UNCONDITIONAL))
+                result(self.store.delete(seen.id, None))
 
     @rule(elapsed_ms=st.sampled_from([1, 1000, TTL_MS // 2, TTL_MS - 1, TTL_MS]))
     def wait(self, elapsed_ms: int) -> None:
@@ -553,8 +481,8 @@ class StoreMachine(RuleBasedStateMachine):
     def sweep(self) -> None:
         held = result(self.store.sweep())
         assert (len(self.alive()), True) == (held.sessions, held.is_swept)
-        assert held.sessions + len(self.look.observer.sessions) == len(self.created)
-        for ended in self.look.observer.sessions:
+        assert held.sessions + len(self.look.ends.sessions) == len(self.created)
+        for ended in self.look.ends.sessions:
             assert self.created[ended.id[:6]].updates == ended.updates
 
     @invariant()
@@ -604,8 +532,7 @@ def test_many_hold_nobody_up(time: Time) -> None:
     gc.collect()
     before = sum(isinstance(each, Session) for each in gc.get_objects())
     for number in range(5000):
-        result(store.create(f"{number:022}", write, f"10.0.{number >> 8}.{number & 255}"))
-        stores.reads.add(f"{number:022}", 0)
+        result(store.create(f"{number:022}", new_tag(), write, f"10.0.{number >> 8}.{number & 255}"))
     gc.collect()
 
     looked_at = gc.get_objects()

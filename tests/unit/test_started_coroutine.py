@@ -1,11 +1,11 @@
-"""A coroutine that one begins and another awaits."""
+"""A coroutine that is started in one place and awaited in another."""
 
 from typing import Any
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 
-from synapse_rendezvous.coroutines import Begun
+from synapse_rendezvous.started_coroutine import StartedCoroutine
 
 
 class Log(list[str]):
@@ -20,13 +20,13 @@ class Log(list[str]):
             self.append("end")
 
 
-def begin(awaited: Deferred[str]) -> tuple[Log, Any, Begun]:
+def begin(awaited: Deferred[str]) -> tuple[Log, Any, StartedCoroutine]:
     log = Log()
     coroutine = log.run(awaited)
-    return log, coroutine, Begun(coroutine, coroutine.send(None))
+    return log, coroutine, StartedCoroutine(coroutine, coroutine.send(None))
 
 
-async def go_on(begun: Begun) -> None:
+async def go_on(begun: StartedCoroutine) -> None:
     await begun
 
 

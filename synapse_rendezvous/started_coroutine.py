@@ -1,15 +1,15 @@
-"""A coroutine that one begins and another awaits."""
+"""A coroutine that is started in one place and awaited in another."""
 
 from collections.abc import Coroutine, Generator
 from typing import Any
 
 
-class Begun:
-    """A coroutine that was begun by hand, to go on in an await.
+class StartedCoroutine:
+    """A coroutine that was started by hand, to be continued by an await.
 
     Args:
-        coroutine: what was begun.
-        awaited: what it waits for.
+        coroutine: one that was started.
+        awaited: what it awaits.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, None], awaited: Any) -> None:
@@ -24,7 +24,7 @@ class Begun:
                 except GeneratorExit:  # nobody awaits it any more
                     self._coroutine.close()
                     raise
-                except BaseException as error:  # whatever it is, it is the coroutine's
+                except BaseException as error:  # whatever it is, it belongs to the coroutine
                     self._awaited = self._coroutine.throw(error)
                 else:
                     self._awaited = self._coroutine.send(result)

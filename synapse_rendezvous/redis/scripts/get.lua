@@ -1,0 +1,2 @@
+-- Returns the value.
+return {'ok', now, value, ended}
