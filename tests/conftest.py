@@ -13,9 +13,10 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
+from support.homeservers import assert_clean, new_homeserver
 from support.listeners import Listeners
 from support.servers import ENDLESS, UNLIMITED
-from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 from tools.fetch_synapse_tests import HARNESS
 
 # Behind our own folder, whose modules have other names, but before the working directory: the harness is called
@@ -55,18 +56,8 @@ def _no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A Synapse process with the module, its limits out of the way."""
-    directory = tmp_path_factory.mktemp("homeserver")
-    homeserver = ThrowawayHomeserver(
-        directory,
-        port=free_port(),
-        modules=[
-            {
-                "module": "synapse_rendezvous.RendezvousModule",
-                "config": {"per_client": UNLIMITED, **ENDLESS},
-            }
-        ],
-    )
-    with homeserver:
+    config = {"per_client": UNLIMITED, **ENDLESS}
+    with new_homeserver(tmp_path_factory.mktemp("homeserver"), config) as homeserver:
         yield homeserver
     assert_clean(homeserver)
 
@@ -78,11 +69,3 @@ def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
     with listeners.homeserver:
         yield listeners
     assert_clean(listeners.homeserver)
-
-
-def assert_clean(homeserver: ThrowawayHomeserver) -> None:
-    """Fail if the homeserver logged an error, a warning about us or a traceback."""
-    log = homeserver.log.read_text(errors="replace")
-    wrong = [line for line in log.splitlines() if " - ERROR - " in line or " - CRITICAL - " in line]
-    assert not wrong
-    assert "Traceback" not in log

@@ -13,7 +13,8 @@ import pytest
 import report
 from servers import AVAILABLE, SERVERS
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from support.recipes import ROOT
+
 BENCHMARKS = ROOT / "benchmarks"
 
 needs_wrk = pytest.mark.skipif(

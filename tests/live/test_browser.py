@@ -4,7 +4,6 @@ Each payload calls a server of the test's own where it runs, and is red where it
 is as careless as can be, it does so; so each test can fail.
 """
 
-import http.client
 import json
 import pathlib
 import threading
@@ -13,12 +12,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import assert_clean
 
 from support.chromium import start_chromium, wait_until
+from support.homeservers import assert_clean, new_homeserver
+from support.http_client import ask
 from support.proxies import ReverseProxy
 from support.servers import UNLIMITED
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -93,8 +93,7 @@ class Site:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A homeserver that refuses the second request for what is not there."""
     config = {"per_client": {**UNLIMITED, "miss": {"per_second": 0.001, "burst_count": 1}}}
-    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": config}]
-    server = ThrowawayHomeserver(tmp_path_factory.mktemp("homeserver"), port=free_port(), modules=modules)
+    server = new_homeserver(tmp_path_factory.mktemp("homeserver"), config)
     with server:
         yield server
     assert_clean(server)
@@ -204,13 +203,10 @@ def browser(chrome: "Chrome") -> Iterator[Browser]:
 @pytest.fixture
 def stored(server: ThrowawayHomeserver, browser: Browser) -> dict[str, str]:
     """The paths of sessions that hold the payloads."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
-    paths = {}
-    for name, (content_type, content) in browser.site.payloads.items():
-        connection.request("POST", PATH, content, {"Content-Type": content_type})
-        paths[name] = f"{PATH}/{json.load(connection.getresponse())['id']}"
-    connection.close()
-    return paths
+    return {
+        name: f"{PATH}/{ask('POST', server.url + PATH, content.encode(), Content_Type=content_type).json()['id']}"
+        for name, (content_type, content) in browser.site.payloads.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["html", "untyped", "svg", "js"])

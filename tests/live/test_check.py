@@ -18,11 +18,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from conftest import assert_clean
-from test_deployment import needs
 
 from support.faulty_proxies import FAULTS, faulty, healthy
+from support.homeservers import assert_clean, behind_proxy
 from support.pairing import Browser, PairingFailed, Phone, pair
+from support.ports import free_port
+from support.programs import needs
 from support.proxies import ReverseProxy
 from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED, WorkerStack
@@ -35,7 +36,7 @@ from synapse_rendezvous.check.probe import MAX_DURATION_S, MAX_REQUESTS
 from synapse_rendezvous.check.problems import Level, Problem, problems
 from synapse_rendezvous.check.products import PRODUCTS
 from synapse_rendezvous.check.report import anonymize
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 pytestmark = [needs("redis-server", "redis-server"), needs("openssl", "openssl")]
 
@@ -122,15 +123,9 @@ Reports = dict[str, dict[str, Any]]
 
 def serve(directory: pathlib.Path, name: str, config: dict[str, Any], **settings: Any) -> ThrowawayHomeserver:
     """Return a homeserver that listens as behind a proxy, with these options of the module."""
-    port, folder = free_port(), directory / name
+    folder = directory / name
     folder.mkdir()
-    listener = {"port": port, "bind_addresses": [HOST], "type": "http", "x_forwarded": True}
-    return ThrowawayHomeserver(
-        folder,
-        port=port,
-        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": {**SERVING, **config}}],
-        settings={"listeners": [{**listener, "resources": [{"names": ["client"]}]}], **settings},
-    )
+    return behind_proxy(folder, {**SERVING, **config}, settings)
 
 
 DENIED = "127.0.4.1"

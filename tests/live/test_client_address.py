@@ -4,21 +4,18 @@ Clients come from addresses of their own in 127.0.1.0/24, which is not trusted h
 from 127.0.2.0/24, where it is of interest that one is counted.
 """
 
-import http.client
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import assert_clean
 
+from support.addresses import Fields, assert_counted_as_one, assert_told_apart, create, create_all
+from support.homeservers import assert_clean
 from support.listeners import BURST, Listeners
 from support.proxies import ReverseProxy
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 
-PATH = "/_synapse/client/rendezvous"
 SET = "proxy_set_header X-Forwarded-For $remote_addr;"
 APPEND = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
 
@@ -47,69 +44,6 @@ def proxy(tmp_path: pathlib.Path) -> Iterator[Proxy]:
     yield start
     for one in reversed(started):
         one.stop()
-
-
-Fields = Sequence[tuple[str, str]]
-
-
-def create(url: str, address: str, fields: Fields = ()) -> int:
-    """Create a session from an address, with these header fields, and return the status."""
-    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60, source_address=(address, 0))
-    connection.putrequest("POST", PATH)
-    connection.putheader("Content-Length", "0")
-    for name, value in fields:
-        connection.putheader(name, value)
-    connection.endheaders()
-    status = connection.getresponse().status
-    connection.close()
-    return status
-
-
-def forgeries(other: str) -> list[Fields]:
-    """What a client may write to get a fresh limit, to escape any, or to use up that of another."""
-    lines = [
-        *([f"203.0.113.{number}"] for number in range(1, 5)),
-        [other],
-        [f"{other}, {HOST}"],
-        [other, HOST],
-        [f"203.0.113.5, {other}", f"{HOST}, {HOST}"],
-        [HOST],
-        ["2001:db8::1"],
-        ["203.0.113.6:443"],
-        ["unknown"],
-        [""],
-        [", ,"],
-        ["x" * 3000],
-    ]
-    return [
-        *([("X-Forwarded-For", value) for value in values] for values in lines),
-        [("Connection", "close, X-Forwarded-For")],  # asks proxies to keep that field to themselves
-        [("X-Forwarded-For", other), ("Connection", "X-Forwarded-For")],
-        [("X_Forwarded_For", "203.0.113.7")],
-        [("Forwarded", "for=203.0.113.8"), ("X-Real-IP", "203.0.113.8")],
-    ]
-
-
-def create_all(url: str, attempts: Mapping[str, Sequence[Fields]]) -> dict[str, int]:
-    """Create from each address once with each of these; return how often each was admitted. The rest were 429."""
-    requests = [(address, fields) for address, all_fields in attempts.items() for fields in all_fields]
-    with ThreadPoolExecutor(24) as pool:  # a refusal takes half a second
-        statuses = list(pool.map(lambda request: create(url, *request), requests))
-    assert {200, 429} == set(statuses)
-    admitted = [address for (address, _), status in zip(requests, statuses, strict=True) if status == 200]
-    return {address: admitted.count(address) for address in attempts}
-
-
-def assert_told_apart(url: str, clients: tuple[str, str]) -> None:
-    """Fail if one client can escape its limit by what it writes, or take anything from the other's."""
-    forger, honest = clients
-    assert {forger: BURST, honest: BURST} == create_all(url, {forger: forgeries(honest), honest: [[]] * (BURST + 1)})
-
-
-def assert_counted_as_one(url: str, clients: tuple[str, str]) -> None:
-    """Fail if these clients do not share one limit, or if one can escape it."""
-    admitted = create_all(url, {clients[0]: forgeries(clients[1]), clients[1]: [[]]})
-    assert BURST == sum(admitted.values())
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,20 @@
 """The demonstration, as a stranger starts it."""
 
-import http.client
-import json
 import pathlib
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from typing import Any
 
 import pytest
 
+from support.http_client import ask
+from support.ports import free_port
+from support.recipes import ROOT
 from synapse_rendezvous.demo.command import DEFAULT_PORT
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.paths import MSC3886
 
 
@@ -57,13 +57,11 @@ def test_demo_serves(ending: signal.Signals) -> None:
     while "curl -i -X DELETE" not in (line := process.stdout.readline()):
         assert line, process.communicate()
         lines.append(line)
-    connection = http.client.HTTPConnection(HOST, port, timeout=60)
-    connection.request("GET", MSC3886)
-    assert 2000 == json.load(connection.getresponse())["ttl_ms"]
-    connection.close()
+    assert 2000 == ask("GET", f"http://{HOST}:{port}{MSC3886}").json()["ttl_ms"]
     (page,) = (line.split()[0] for line in lines if "pair two devices" in line)
-    with urllib.request.urlopen(page, timeout=60) as response:
-        assert f'data-collection="http://{HOST}:{port}{MSC3886}"' in response.read().decode()
+    shown = ask("GET", page)
+    assert 200 == shown.status
+    assert f'data-collection="http://{HOST}:{port}{MSC3886}"' in shown.content.decode()
 
     process.send_signal(ending)
     rest, errors = process.communicate(timeout=60)
@@ -104,8 +102,7 @@ def test_demo_mistakes() -> None:
 
 def test_demo_without_synapse(tmp_path: pathlib.Path) -> None:
     """A missing or outdated Synapse is said so, not shown as a traceback."""
-    package = pathlib.Path(__file__).parent.parent.parent
-    code = f"import sys; sys.path[:] = [{str(package)!r}] + [p for p in sys.path if 'site-packages' not in p]\n"
+    code = f"import sys; sys.path[:] = [{str(ROOT)!r}] + [p for p in sys.path if 'site-packages' not in p]\n"
     run = "from synapse_rendezvous.__main__ import main; sys.exit(main(['demo', '--once']))"
     alone = subprocess.run(
         [sys.executable, "-S", "-c", code + run], capture_output=True, text=True, timeout=60, check=False

@@ -1,7 +1,6 @@
 """The client in examples/rendezvous.py against real homeservers, used as whoever copies it would use it."""
 
 import contextlib
-import json
 import pathlib
 import re
 import subprocess
@@ -13,18 +12,21 @@ from typing import Any
 import pytest
 import rendezvous
 import yaml
-from conftest import assert_clean
 from rendezvous import Conflict, Ended, Refused, Rendezvous, Unreachable, reactor
-from test_deployment import MSC4108, ask, needs
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.protocols.portforward import ProxyClient, ProxyClientFactory, ProxyFactory, ProxyServer
 from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
 
+from support.exchanges import MSC4108
+from support.homeservers import assert_clean
+from support.http_client import ask
+from support.ports import free_port
+from support.programs import needs
 from support.recipes import DOCS, recipe
 from support.servers import ENDLESS, UNLIMITED, RedisServer
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 PATH = "/_synapse/client/rendezvous"
 RATE = {"per_second": 0.5, "burst_count": 2}
@@ -338,17 +340,16 @@ def test_exchanges(homeserver: ThrowawayHomeserver) -> None:
         line, *lines = head.splitlines()
         method, path = line.split()
         fields = dict(line.split(": ") for line in lines)
-        # `ask` leaves the query out, so nobody waits.
-        status, headers, body = ask(homeserver.url + path, method, content.strip().encode(), **fields)
-        assert str(status) in re.findall(r"^\d{3}", answers, re.MULTILINE), block
+        answer = ask(method, homeserver.url + path, content.strip().encode(), fields)
+        assert str(answer.status) in re.findall(r"^\d{3}", answers, re.MULTILINE), block
         for name in re.findall(r"^(?:\d+)? +([A-Z][\w-]+): ", answers, re.MULTILINE):
-            assert name in headers, block
+            assert name in answer.headers, block
         if tag := re.search(r'ETag: "(\w+)"', answers):
-            real[tag[1]] = headers["ETag"].strip('"')
+            real[tag[1]] = answer.etag.strip('"')
         for key in re.findall(r'"(\w+)":', answers):
-            assert key in json.loads(body), block
+            assert key in answer.json(), block
         if url := re.search(r'"url":"https://\S+/([\w-]+)"', answers):
-            real[url[1]] = json.loads(body)["url"].rpartition("/")[2]
+            real[url[1]] = answer.json()["url"].rpartition("/")[2]
     assert 5 == len(blocks)
 
 

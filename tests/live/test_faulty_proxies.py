@@ -1,6 +1,5 @@
 """Who still pairs behind a proxy with a known fault: what docs/proxies.md says is true."""
 
-import http.client
 import http.server
 import itertools
 import pathlib
@@ -10,15 +9,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from test_client_address import assert_told_apart, create
 
+from support.addresses import assert_told_apart, create
 from support.faulty_proxies import FAULTS, faulty
+from support.http_client import ask
 from support.listeners import BURST, Listeners
 from support.pairing import MESSAGES, Browser, Device, PairingFailed, Phone, pair
 from support.proxies import ReverseProxy
+from support.recipes import DOCS
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
-PAGE = (pathlib.Path(__file__).parent.parent.parent / "docs" / "proxies.md").read_text()
+PAGE = (DOCS / "proxies.md").read_text()
 PRODUCTS = ("nginx", "haproxy", "apache", "caddy")
 PATH = "/_synapse/client/rendezvous"
 
@@ -165,10 +166,7 @@ class Forgetful(http.server.BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         """Called by http.server."""
         content = self.rfile.read(int(self.headers["Content-Length"]))
-        connection = http.client.HTTPConnection(self.homeserver.removeprefix("http://"), timeout=60)
-        connection.request("PUT", self.path, content, dict(self.headers))
-        self.statuses.append(connection.getresponse().status)
-        connection.close()
+        self.statuses.append(ask("PUT", self.homeserver + self.path, content, self.headers.items()).status)
         self.close_connection = True
 
 
@@ -211,5 +209,5 @@ def test_error_pages(start: Start, product: str) -> None:
     stale = {"Content-Type": "text/plain", "If-Match": str(device.tag)}
     device.send(session, b"first")
     answer = device.ask("PUT", session, stale, b"second")
-    assert (answer.status, answer.headers["ETag"]) == (412, None)
+    assert (answer.status, answer.etag) == (412, "")
     assert b"<html>" in answer.content

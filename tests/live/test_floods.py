@@ -10,7 +10,6 @@ flood with 404. Only the proxy can do better.
 import asyncio
 import functools
 import itertools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -18,21 +17,20 @@ import random
 import re
 import statistics
 import time
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from conftest import assert_clean
-from test_deployment import ask
-from test_live import resident_bytes
 
+from support.homeservers import assert_clean, behind_proxy, resident_bytes
+from support.honest import Honest
+from support.http_client import Client, ask
 from support.servers import UNLIMITED
 from synapse_rendezvous.admission import CREATE_PAUSE_S
 from synapse_rendezvous.config import RateLimit, RendezvousConfig
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 from synapse_rendezvous.session import new_random_id
 
 FLOOD = int(os.environ.get("FLOOD", "1000"))
@@ -65,170 +63,33 @@ class Flood(NamedTuple):
     connections: int
     pause_s: float = 0
 
-    def send(self, port: int) -> Counter[int]:
-        """Send them to a homeserver on this machine, and return how many answers had which status."""
-        return asyncio.run(self._send(port))
+    def send(self, url: str) -> Counter[int]:
+        """Send them to a homeserver, and return how many answers had which status."""
+        return asyncio.run(self._send(url))
 
-    async def _send(self, port: int) -> Counter[int]:
+    async def _send(self, url: str) -> Counter[int]:
         statuses: Counter[int] = Counter()
         addresses = itertools.islice(itertools.cycle(self.addresses), self.requests)
 
         async def send_in_turn() -> None:
-            connection = await Connection.open(port)
             for address in addresses:
                 method, path = self.line.format(id=new_random_id()).split()
-                statuses[(await connection.ask(method, path, X_Forwarded_For=address)).status] += 1
+                statuses[(await client.ask(method, path, X_Forwarded_For=address)).status] += 1
                 await asyncio.sleep(self.pause_s)
-            connection.close()
 
-        await asyncio.gather(*(send_in_turn() for _ in range(min(self.connections, self.requests))))
+        async with Client(url, {"X-Forwarded-Proto": "https"}) as client:
+            await asyncio.gather(*(send_in_turn() for _ in range(min(self.connections, self.requests))))
         return statuses
-
-
-class Answer(NamedTuple):
-    """An answer, as far as clients look at it."""
-
-    status: int
-    body: bytes
-    etag: str
-
-
-class Connection:
-    """A connection that is kept for one request after the other."""
-
-    _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)", re.IGNORECASE)
-    _ETAG = re.compile(rb"\r\nETag: (\S+)", re.IGNORECASE)
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def open(cls, port: int) -> "Connection":
-        return cls(*await asyncio.open_connection(HOST, port))
-
-    async def ask(self, method: str, path: str, content: bytes = b"", **fields: str) -> Answer:
-        lines = [f"{method} {path} HTTP/1.1", "Host: x", "X-Forwarded-Proto: https", f"Content-Length: {len(content)}"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
-        self._writer.write("\r\n".join([*lines, "", ""]).encode() + content)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        length, etag = self._LENGTH.search(head), self._ETAG.search(head)
-        if b"\r\nTransfer-Encoding: chunked" in head:  # Synapse's own
-            await self._reader.readuntil(b"\r\n0\r\n\r\n")
-        body = await self._reader.readexactly(int(length[1])) if length else b""
-        return Answer(int(head[9:12]), body, etag[1].decode() if etag else "")
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class Honest:
-    """Pairs of devices that pair, one after the other, each from an address of its own.
-
-    Args:
-        port: where they ask.
-        fields: more header fields of theirs.
-
-    Attributes:
-        phase: what goes on meanwhile.
-        took_s: how long the answers took, by phase.
-        completed: how many pairings were completed, by the phase in which they ended.
-    """
-
-    AT_A_TIME = 6
-    WRITES = 8
-    POLL_S = 0.1
-
-    def __init__(self, port: int, **fields: str) -> None:
-        self.phase = "quiet"
-        self.took_s: defaultdict[str, list[float]] = defaultdict(list)
-        self.completed: Counter[str] = Counter()
-        self._port = port
-        self._fields = fields
-        self._addresses = (f"198.18.{number // 250}.{number % 250 + 1}" for number in itertools.count())
-        self._ends = False
-
-    @asynccontextmanager
-    async def pairing(self) -> AsyncIterator[None]:
-        """Let them pair while a `with` statement lasts. Whatever is wrong with an answer ends it."""
-        pairs = asyncio.gather(*(self._pair_on() for _ in range(self.AT_A_TIME)))
-        meanwhile = asyncio.current_task()
-        assert meanwhile is not None
-        pairs.add_done_callback(lambda _: None if self._ends else meanwhile.cancel())
-        try:
-            yield
-        finally:
-            self._ends = True
-            await pairs
-
-    def __str__(self) -> str:
-        phases = [
-            f"{phase} p99 {self.p99_ms(phase):.1f} ms of {len(took_s)}, {self.completed[phase]} pairings"
-            for phase, took_s in self.took_s.items()
-        ]
-        return "; ".join(phases)
-
-    def p99_ms(self, phase: str) -> float:
-        """Return how long all but the slowest hundredth of answers took at most; 0 if there are too few to say.
-
-        Not among them is what two stalls delayed: Synapse's garbage collection stops everything now and then, for up to
-        half a second.
-        """
-        took_s = sorted(self.took_s[phase])
-        slowest = max(len(took_s) // 100, 2 * self.AT_A_TIME)
-        return 1000 * took_s[-slowest - 1] if slowest < len(took_s) else 0.0
-
-    async def pair(self) -> None:
-        """Pair once: nothing may be refused, and no answer wrong."""
-        fields = {"X_Forwarded_For": next(self._addresses), **self._fields}
-        devices = [await Connection.open(self._port) for _ in range(2)]
-
-        async def ask(device: int, method: str, path: str, content: bytes = b"", **more: str) -> Answer:
-            sent_s, phase = time.monotonic(), self.phase
-            answer = await devices[device].ask(method, path, content, **fields, **more)
-            if phase == self.phase:  # else it waited for a flood that has just begun or ended
-                self.took_s[phase].append(time.monotonic() - sent_s)
-            return answer
-
-        async def poll(device: int, known: str) -> Answer:
-            """Ask until there is something else than what is known."""
-            while (answer := await ask(device, "GET", path, If_None_Match=known)).status == 304:
-                await asyncio.sleep(self.POLL_S)
-            return answer
-
-        created = await ask(0, "POST", PATH, b"hello")
-        assert 200 == created.status
-        path, etag = f"{PATH}/{json.loads(created.body)['id']}", created.etag
-        assert (200, b"hello", etag) == await ask(1, "GET", path)
-        for number in range(self.WRITES):
-            writer, reader = number % 2, 1 - number % 2
-            payload = random.randbytes(200)
-            polling = asyncio.ensure_future(poll(reader, etag))
-            await asyncio.sleep(self.POLL_S * random.random())
-            written = await ask(writer, "PUT", path, payload, If_Match=etag)
-            assert 202 == written.status
-            assert (200, payload, written.etag) == await polling
-            etag = written.etag
-            assert (304, b"", etag) == await ask(writer, "GET", path, If_None_Match=etag)
-        assert 204 == (await ask(0, "DELETE", path)).status
-        assert 404 == (await ask(1, "GET", path)).status
-        self.completed[self.phase] += 1
-        for device in devices:
-            device.close()
-
-    async def _pair_on(self) -> None:
-        while not self._ends:
-            await self.pair()
 
 
 @pytest.fixture(scope="module")
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """One for all floods, with the default limits. Its log and its memory stay small, whatever comes."""
-    homeserver = serve(tmp_path_factory.mktemp("homeserver"), {})
+    homeserver = behind_proxy(tmp_path_factory.mktemp("homeserver"), {})
     begin_s = time.monotonic()
     try:
         homeserver.start()
-        Flood(CREATE, ["203.0.113.254"], 200, 20).send(port_of(homeserver))  # until the process has its working size
+        Flood(CREATE, ["203.0.113.254"], 200, 20).send(homeserver.url)  # until the process has its working size
         before = resident_bytes(homeserver.pid)
         yield homeserver
         growth, minutes = resident_bytes(homeserver.pid) - before, (time.monotonic() - begin_s) / 60
@@ -240,22 +101,6 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
     assert all("Requests that were over a limit and refused in the last minute: " in line for line in warnings)
     assert int(minutes > 1.2) <= len(warnings) <= minutes + 1
     assert growth <= RendezvousConfig().most_memory_bytes()
-
-
-def serve(directory: pathlib.Path, config: Mapping[str, Any]) -> ThrowawayHomeserver:
-    """Return a homeserver whose listener believes a proxy on this machine who the clients are."""
-    port = free_port()
-    listener = {"port": port, "bind_addresses": [HOST], "type": "http", "x_forwarded": True}
-    return ThrowawayHomeserver(
-        directory,
-        port=port,
-        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
-        settings={"listeners": [{**listener, "resources": [{"names": ["client"]}]}]},
-    )
-
-
-def port_of(homeserver: ThrowawayHomeserver) -> int:
-    return int(homeserver.url.rpartition(":")[2])
 
 
 def network(number: int) -> list[str]:
@@ -290,11 +135,11 @@ def endure(homeserver: ThrowawayHomeserver, flood: Flood, *, is_slow: bool = Fal
     Returns:
         How many answers to the flood had which status, and how many seconds it took.
     """
-    port = port_of(homeserver)
-    honest = Honest(port)
+    url = homeserver.url
+    honest = Honest(url)
 
     async def send(flood: Flood) -> Counter[int]:
-        return await asyncio.get_running_loop().run_in_executor(sending(), flood.send, port)
+        return await asyncio.get_running_loop().run_in_executor(sending(), flood.send, url)
 
     async def endure_once() -> tuple[Counter[int], float, float]:
         """Return what is to be returned, and how many times as long honest answers took as they may for nothing."""
@@ -317,16 +162,14 @@ def endure(homeserver: ThrowawayHomeserver, flood: Flood, *, is_slow: bool = Fal
 
     async def endure_it() -> tuple[Counter[int], float]:
         await send(flood._replace(requests=0))  # until the process is there that sends
-        connection = await Connection.open(port)
-        kept = await connection.ask("POST", PATH, b"kept", X_Forwarded_For="198.51.100.1")
-        assert 200 == kept.status
-        async with honest.pairing():
-            statuses, took_s, slowdown = await endure_once()
-            if slowdown > MOST_SLOWDOWN:  # a machine that does something else meanwhile does not do so each time
-                slowdown = statistics.median([slowdown, *[(await endure_once())[-1] for _ in range(ROUNDS - 1)]])
-        path = f"{PATH}/{json.loads(kept.body)['id']}"
-        assert (200, b"kept", kept.etag) == await connection.ask("GET", path, X_Forwarded_For="198.51.100.1")
-        connection.close()
+        async with Client(url, {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.1"}) as client:
+            kept = await client.ask("POST", PATH, b"kept")
+            assert 200 == kept.status
+            async with honest.pairing():
+                statuses, took_s, slowdown = await endure_once()
+                if slowdown > MOST_SLOWDOWN:  # a machine that does something else meanwhile does not do so each time
+                    slowdown = statistics.median([slowdown, *[(await endure_once())[-1] for _ in range(ROUNDS - 1)]])
+            assert (200, b"kept", kept.etag) == (await client.ask("GET", f"{PATH}/{kept.json()['id']}")).seen()
         assert slowdown <= MOST_SLOWDOWN
         return statuses, took_s
 
@@ -364,14 +207,12 @@ def test_misses(homeserver: ThrowawayHomeserver, number: int, method: str) -> No
 
 def test_reads_by_strangers(homeserver: ThrowawayHomeserver) -> None:
     """A session whose id has become known is read as often as one may be, and no other session suffers."""
-    created = ask(homeserver.url + PATH, "POST", b"public", X_Forwarded_Proto="https", X_Forwarded_For="198.51.100.2")
-    path = f"{PATH}/{json.loads(created[2])['id']}"
+    creator = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.2"}
+    path = f"{PATH}/{ask('POST', homeserver.url + PATH, b'public', creator).json()['id']}"
     statuses, seconds = endure(homeserver, Flood(f"GET {path}", addresses(10_000), FLOOD // 8, 100))
     assert {200, 429} == set(statuses)
     assert statuses[200] <= most(RendezvousConfig().per_session.read, seconds)
-    assert (200, b"public") == ask(
-        homeserver.url + path, "GET", X_Forwarded_Proto="https", X_Forwarded_For="198.51.100.2"
-    )[::2]
+    assert (200, b"public") == ask("GET", homeserver.url + path, b"", creator)[::2]
 
 
 def test_creates_from_hundreds(homeserver: ThrowawayHomeserver) -> None:
@@ -386,20 +227,19 @@ def test_bounds(tmp_path: pathlib.Path) -> None:
 
     When the server is full, a session that was there before lives and works as ever.
     """
-    homeserver = serve(tmp_path, {"max_sessions": 1000, "per_client": {"create": UNLIMITED["create"]}})
-    honest: dict[str, Any] = {"X_Forwarded_Proto": "https", "X_Forwarded_For": "198.51.100.1"}
+    homeserver = behind_proxy(tmp_path, {"max_sessions": 1000, "per_client": {"create": UNLIMITED["create"]}})
+    honest = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.1"}
     try:
         homeserver.start()
-        _, _, body = ask(homeserver.url + PATH, "POST", b"hello", **honest)
-        session = f"{homeserver.url}{PATH}/{json.loads(body)['id']}"
+        session = f"{homeserver.url}{PATH}/{ask('POST', homeserver.url + PATH, b'hello', honest).json()['id']}"
         for origin, bound in ((["203.0.113.1"], 100), (network(1), 600), (addresses(400), 299)):
             flood = Flood(CREATE, origin, bound + 50, 50)
-            assert {200: bound, 429: 50} == flood.send(port_of(homeserver))
-        assert 429 == ask(homeserver.url + PATH, "POST", b"hello", **honest)[0]
-        assert 202 == ask(session, "PUT", b"x" * 10240, **honest)[0]
-        assert (200, b"x" * 10240) == ask(session, "GET", **honest)[::2]
-        assert 204 == ask(session, "DELETE", **honest)[0]
-        assert 200 == ask(homeserver.url + PATH, "POST", b"hello", **honest)[0]
+            assert {200: bound, 429: 50} == flood.send(homeserver.url)
+        assert 429 == ask("POST", homeserver.url + PATH, b"hello", honest).status
+        assert 202 == ask("PUT", session, b"x" * 10240, honest).status
+        assert (200, b"x" * 10240) == ask("GET", session, b"", honest)[::2]
+        assert 204 == ask("DELETE", session, b"", honest).status
+        assert 200 == ask("POST", homeserver.url + PATH, b"hello", honest).status
     finally:
         homeserver.stop()
     assert_clean(homeserver)

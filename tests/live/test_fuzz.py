@@ -1,17 +1,17 @@
 """Random requests against a Synapse process: nothing they hold may break it."""
 
-import asyncio
 import json
 import os
 import pathlib
 import random
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
-from conftest import assert_clean
-
+from support.homeservers import assert_clean, new_homeserver, resident_bytes
 from support.random_requests import FIELDS, METHODS, PATHS, VALUES
 from support.servers import ENDLESS, UNLIMITED
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from support.wire import Wire
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "10000"))
 CONNECTIONS = 8
@@ -20,26 +20,25 @@ CONNECTIONS = 8
 class Client:
     """One connection that sends random requests and knows some sessions."""
 
-    def __init__(self, seed: int, port: int) -> None:
+    def __init__(self, seed: int, url: str) -> None:
         self._random = random.Random(seed)
         self._path = PATHS[seed % len(PATHS)]
-        self._port = port
+        self._url = url
         self._known: list[tuple[bytes, bytes]] = []
         self.statuses: Counter[int] = Counter()
 
-    async def run(self, count: int) -> None:
-        reader, writer = await asyncio.open_connection(HOST, self._port)
+    def run(self, count: int) -> None:
+        wire = Wire(self._url)
         for _ in range(count):
             method, request = self._request()
-            writer.write(request)
+            wire.send(request)
             try:
-                await asyncio.wait_for(self._read(reader, method), 60)
-            except asyncio.IncompleteReadError as error:
-                assert not error.partial  # closed between answers: what came before was not HTTP
+                self._read(wire, method)
+            except EOFError:  # closed between answers: what came before was not HTTP
                 self.statuses[0] += 1
-                writer.close()
-                reader, writer = await asyncio.open_connection(HOST, self._port)
-        writer.close()
+                wire.close()
+                wire = Wire(self._url)
+        wire.close()
 
     def _bytes(self, most: int) -> bytes:
         return self._random.randbytes(self._random.randrange(most))
@@ -75,55 +74,41 @@ class Client:
             fields.append(b"Content-Length: %d" % len(body))
         return method, b"\r\n".join([method + b" " + self._path + below + b" HTTP/1.1", b"Host: x", *fields, b"", body])
 
-    async def _read(self, reader: asyncio.StreamReader, method: bytes) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"HTTP/1.1 100"):
-            head = await reader.readuntil(b"\r\n\r\n")
-        lines = head.split(b"\r\n")
-        status = int(lines[0].split()[1])
+    def _read(self, wire: Wire, method: bytes) -> None:
+        status, headers, content = answer = wire.receive_head()
         self.statuses[status] += 1
-        fields = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
-        if status == 400 and b"content-length" not in fields:  # Twisted's own answer to what is not HTTP
+        if status == 400 and "Content-Length" not in headers:  # Twisted's own answer to what is not HTTP
             return
-        assert b"*" == fields[b"access-control-allow-origin"], head
-        content = b""
+        assert "*" == headers["Access-Control-Allow-Origin"], headers
         if status not in (204, 304) and method != b"HEAD":
-            content = await reader.readexactly(int(fields[b"content-length"]))
+            content = wire.receive_content(answer)
         if status >= 400:
-            assert b"application/json" == fields[b"content-type"], head
+            assert "application/json" == headers["Content-Type"], headers
             assert method == b"HEAD" or {"errcode", "error"} <= set(json.loads(content))
         if method == b"POST" and status in (200, 201):
             created = json.loads(content)
             id_ = created["id"] if "id" in created else created["url"].rpartition("/")[2]
-            tag = fields[b"etag"] if b"etag" in fields else created["sequence_token"].encode()
-            self._known = [*self._known[-19:], (id_.encode(), tag)]
+            tag = headers["ETag"] if "ETag" in headers else created["sequence_token"]
+            self._known = [*self._known[-19:], (id_.encode(), tag.encode())]
 
 
 def test_random_requests(tmp_path: pathlib.Path) -> None:
     """No answer is a 500, each is well formed, the log stays clean, and the memory comes back."""
-    config = {"ttl": "3s", "per_client": UNLIMITED, **ENDLESS}
-    homeserver = ThrowawayHomeserver(
-        tmp_path,
-        port=free_port(),
-        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
-    )
-    port = int(homeserver.url.rpartition(":")[2])
+    homeserver = new_homeserver(tmp_path, {"ttl": "3s", "per_client": UNLIMITED, **ENDLESS})
 
-    def resident_bytes() -> int:
-        return int(pathlib.Path(f"/proc/{homeserver.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    async def fuzz(seed: int, count: int) -> Counter[int]:
-        clients = [Client(seed + index, port) for index in range(CONNECTIONS)]
-        await asyncio.gather(*(client.run(count // CONNECTIONS) for client in clients))
+    def fuzz(seed: int, count: int) -> Counter[int]:
+        clients = [Client(seed + index, homeserver.url) for index in range(CONNECTIONS)]
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            list(pool.map(lambda client: client.run(count // CONNECTIONS), clients))
         return sum((client.statuses for client in clients), Counter())
 
     try:
         homeserver.start()
-        asyncio.run(fuzz(seed=1000, count=5000))  # until the process has reached its working size
-        before = resident_bytes()
-        statuses = asyncio.run(fuzz(seed=0, count=REQUESTS))
-        asyncio.run(asyncio.sleep(15))  # ttl and a sweep: what is left now is lost
-        growth = resident_bytes() - before
+        fuzz(seed=1000, count=5000)  # until the process has reached its working size
+        before = resident_bytes(homeserver.pid)
+        statuses = fuzz(seed=0, count=REQUESTS)
+        time.sleep(15)  # ttl and a sweep: what is left now is lost
+        growth = resident_bytes(homeserver.pid) - before
     finally:
         homeserver.stop()
     assert_clean(homeserver)

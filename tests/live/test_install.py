@@ -16,16 +16,19 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import assert_clean
 from synapse.config.homeserver import HomeServerConfig
 from synapse.config.logger import DEFAULT_LOG_CONFIG
-from test_deployment import MSC4108, ask, exchange_msc4388, needs
 
+from support.exchanges import MSC4108, exchange_msc4388
+from support.homeservers import assert_clean
+from support.http_client import ask
+from support.ports import free_port
+from support.programs import needs
 from support.recipes import DOCS, blocks, recipe
 from support.servers import Server
 from synapse_rendezvous import RendezvousModule, __version__
 from synapse_rendezvous.config import RendezvousConfig
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver
 
 PAGE = (DOCS / "install.md").read_text()
 LINES = blocks("yaml", "install.md")[0]
@@ -166,7 +169,7 @@ def test_debian_package(debian: Debian) -> None:
         (line,) = debian.run(LOG).splitlines()
         (shown,) = re.findall(r"^(synapse_rendezvous .* on main: .*)…$", PAGE, re.MULTILINE)
         assert shown in line
-        status, headers, body = ask(f"{server.url}/_synapse/client/rendezvous", "GET")
+        status, headers, body = ask("GET", f"{server.url}/_synapse/client/rendezvous")
         assert (200, "application/json") == (status, headers["Content-Type"])
         assert f'{{"name":"synapse_rendezvous","version":"{__version__}",'.encode() in body
     finally:
@@ -205,7 +208,7 @@ def chart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeser
 def test_helm_chart(chart: ThrowawayHomeserver) -> None:
     """Beside Synapse's own MSC4108, which the chart switches on, the module serves MSC4388."""
     exchange_msc4388(f"{chart.url}/_synapse/client/io.element.msc4388/rendezvous")
-    code, headers, _ = ask(chart.url + MSC4108, "POST", b"hello", Content_Type="text/plain")
+    code, headers, _ = ask("POST", chart.url + MSC4108, b"hello", Content_Type="text/plain")
     assert 201 == code
     assert "synapse_rendezvous" not in str(headers)
 

@@ -8,18 +8,19 @@ import subprocess
 import threading
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import yaml
-from conftest import assert_clean
-from test_deployment import ask, needs
 
+from support.homeservers import assert_clean
+from support.http_client import ask
+from support.ports import free_port
+from support.programs import needs
 from support.recipes import DOCS, ROOT, recipe
-from support.servers import Program
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from support.servers import Server
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 TESTS = pathlib.Path(__file__).parent / "alerts.yml"
 RULES = ROOT / "contrib" / "prometheus" / "synapse_rendezvous.rules.yml"
@@ -74,7 +75,7 @@ def test_dashboard() -> None:
     assert ["datasource", "server_name"] == [variable["name"] for variable in DASHBOARD["templating"]["list"]]
 
 
-class Prometheus(Program):
+class Prometheus(Server):
     """A Prometheus that scrapes a homeserver each second and evaluates the alerts as often.
 
     Args:
@@ -82,9 +83,10 @@ class Prometheus(Program):
         metrics_port: where the homeserver has its metrics.
     """
 
+    health = "/-/ready"
+
     def __init__(self, directory: pathlib.Path, metrics_port: int) -> None:
         port = free_port()
-        self.url = f"http://{HOST}:{port}"
         config = yaml.safe_load(recipe("yaml", "scrape_configs", "operations.md"))
         config["rule_files"] = [str(RULES.parent / name) for name in config["rule_files"]]
         config["scrape_configs"][0]["static_configs"][0]["targets"] = [f"{HOST}:{metrics_port}"]
@@ -93,6 +95,7 @@ class Prometheus(Program):
         super().__init__(
             directory,
             "prometheus",
+            port,
             "prometheus",
             f"--config.file={directory}/prometheus.yml",
             f"--storage.tsdb.path={directory}/data",
@@ -101,19 +104,13 @@ class Prometheus(Program):
 
     def get(self, path: str, **query: str) -> Any:
         """Return the data of an answer of its API."""
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}", timeout=10) as answer:
-            return json.load(answer)["data"]
+        answer = ask("GET", f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}")
+        assert 200 == answer.status, answer.content
+        return answer.json()["data"]
 
     def values(self, query: str) -> list[tuple[dict[str, str], float]]:
         """Return the series of a query, each with its value now."""
         return [(series["metric"], float(series["value"][1])) for series in self.get("query", query=query)["result"]]
-
-    def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
-                return True
-        except OSError:
-            return False
 
 
 def until(is_so: Callable[[], bool]) -> bool:
@@ -130,36 +127,36 @@ def play(url: str, metrics_url: str) -> None:
     """Let happen, once at least, whatever has a metric and can happen without Redis."""
 
     def session(path: str = "") -> tuple[str, str]:
-        code, headers, body = ask(url + PATH, "POST", b"hello", Content_Type="text/plain")
-        assert 200 == code
-        return f"{url}{PATH}/{json.loads(body)['id']}", headers["ETag"]
+        created = ask("POST", url + PATH, b"hello", Content_Type="text/plain")
+        assert 200 == created.status
+        return f"{url}{PATH}/{created.json()['id']}", created.etag
 
     def put(session: str, tag: str, content: bytes, expected: int = 202) -> str:
-        code, headers, _ = ask(session, "PUT", content, If_Match=tag, Content_Type="text/plain")
-        assert expected == code
-        return str(headers["ETag"])
+        written = ask("PUT", session, content, If_Match=tag, Content_Type="text/plain")
+        assert expected == written.status
+        return written.etag
 
     paired, first = session()
     session()  # of which nobody hears again
-    assert 304 == ask(paired, "GET", If_None_Match=first)[0]
-    waiting = threading.Thread(target=ask, args=(f"{paired}?timeout=9000", "GET"), kwargs={"If_None_Match": first})
+    assert 304 == ask("GET", paired, If_None_Match=first).status
+    waiting = threading.Thread(target=ask, args=("GET", f"{paired}?timeout=9000"), kwargs={"If_None_Match": first})
     waiting.start()
     waits = b'\nsynapse_rendezvous_waiting{server_name="rendezvous.localhost"} 1.0'
-    assert until(lambda: waits in ask(metrics_url, "GET")[2])
+    assert until(lambda: waits in ask("GET", metrics_url).content)
     tag = put(paired, first, b"it is me")
     waiting.join()
     put(paired, first, b"it is me")  # once more, as a proxy might
     put(paired, first, b"too late", expected=412)
     for tell in ('W/"{}"', '"{}-gzip"', "{}"):
         tag = put(paired, tell.format(tag.strip('"')), tell.encode())
-    assert 304 == ask(f"{paired}?timeout=1", "GET", If_None_Match=tag)[0]
-    assert 204 == ask(paired, "DELETE")[0]
-    assert 404 == ask(paired, "GET")[0]
-    assert 201 == ask(f"{url}{PATH}/msc4108", "POST", Content_Type="text/plain")[0]
-    assert 200 == ask(f"{url}/_synapse/client/io.element.msc4388/rendezvous", "POST", b'{"data": ""}')[0]
+    assert 304 == ask("GET", f"{paired}?timeout=1", If_None_Match=tag).status
+    assert 204 == ask("DELETE", paired).status
+    assert 404 == ask("GET", paired).status
+    assert 201 == ask("POST", f"{url}{PATH}/msc4108", Content_Type="text/plain").status
+    assert 200 == ask("POST", f"{url}/_synapse/client/io.element.msc4388/rendezvous", b'{"data": ""}').status
     for _ in range(BURST - 4):
         session()
-    assert 429 == ask(url + PATH, "POST", b"hello")[0]
+    assert 429 == ask("POST", url + PATH, b"hello").status
 
 
 @pytest.fixture(scope="module")

@@ -8,26 +8,28 @@ import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import schemathesis
 import yaml
-from conftest import assert_clean
 from hypothesis import Phase, settings
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis import Case, CheckContext, Response
 from schemathesis.specs.openapi import checks
-from test_deployment import ask, needs
 
+from support.homeservers import assert_clean, behind_proxy
+from support.http_client import ask
+from support.programs import needs
+from support.recipes import DOCS
 from support.servers import ENDLESS, UNLIMITED, RedisServer
 from synapse_rendezvous import __version__
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "25"))
-DOCUMENT = yaml.safe_load((pathlib.Path(__file__).parent.parent.parent / "docs" / "openapi.yaml").read_text())
+DOCUMENT = yaml.safe_load((DOCS / "openapi.yaml").read_text())
 MSC3886 = "/_synapse/client/rendezvous"
 MSC4108 = "/_synapse/client/rendezvous/msc4108"
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
@@ -129,24 +131,10 @@ def test_valid() -> None:
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A homeserver that limits nobody, and where waiting is short."""
     config = {"long_poll": {"max_wait": 20}, "max_sessions": 1_000_000, "per_client": UNLIMITED, **ENDLESS}
-    homeserver = throwaway(tmp_path_factory.mktemp("quick"), config)
+    homeserver = behind_proxy(tmp_path_factory.mktemp("quick"), config)
     with homeserver:
         yield homeserver
     assert_clean(homeserver)
-
-
-def throwaway(
-    directory: pathlib.Path, config: Mapping[str, Any], settings: Mapping[str, Any] | None = None
-) -> ThrowawayHomeserver:
-    """Return a homeserver that believes in X-Forwarded-For."""
-    port = free_port()
-    listener = {"port": port, "bind_addresses": [HOST], "type": "http", "resources": [{"names": ["client"]}]}
-    return ThrowawayHomeserver(
-        directory,
-        port=port,
-        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
-        settings={"listeners": [{**listener, "x_forwarded": True}], **(settings or {})},
-    )
 
 
 @schema().parametrize()  # type: ignore[untyped-decorator]
@@ -269,16 +257,16 @@ def walk_open(walk: Walk, url: str, path: str) -> None:
 def walk_limited(walk: Walk, url: str, path: str, addresses: Iterator[str]) -> None:
     """Be denied, and go past each limit."""
     session, tag = walk.create(url, path, X_Forwarded_For=next(addresses))
-    fields = {"Content_Type": "text/plain", "If_Match": tag}
+    fields = {"Content-Type": "text/plain", "If-Match": tag}
     for at, method in [(path, "GET"), (path, "HEAD"), (path, "POST"), *((session, method) for method in ON_SESSION)]:
         walk.ask(url, at, method, 403, X_Forwarded_For=DENIED)
-        client = {"X_Forwarded_For": next(addresses)}
+        client = {"X-Forwarded-For": next(addresses)}
         # The first one spends all that there is. What it does to the session does not matter, but it must not end it.
-        first = fields if method != "DELETE" else {"If_Match": '"another"'}
+        first = fields if method != "DELETE" else {"If-Match": '"another"'}
         if path != MSC4388 or method != "DELETE":
-            ask(url + at.replace("{id} ", ""), method, content(path, token=tag), **first, **client)
+            ask(method, url + at.replace("{id} ", ""), content(path, token=tag), {**first, **client})
         else:
-            ask(f"{url}{path}/d{'x' * 22}", method, b"", **client)
+            ask(method, f"{url}{path}/d{'x' * 22}", b"", client)
         walk.ask(url, at, method, 429, content(path) if method in ("POST", "PUT") else b"", **fields, **client)
 
 
@@ -308,11 +296,11 @@ def test_walk(quick: ThrowawayHomeserver, tmp_path: pathlib.Path) -> None:
     once = {"per_second": 0.01, "burst_count": 1}
     limits = {"create": once, "read": once, "write": once}
     (tmp_path / "limited").mkdir()
-    limited = throwaway(tmp_path / "limited", {"per_client": limits, "deny": [DENIED]})
+    limited = behind_proxy(tmp_path / "limited", {"per_client": limits, "deny": [DENIED]})
     redis = RedisServer(tmp_path)
     (tmp_path / "closed").mkdir()
     policies = {dialect: {"create_policy": "authenticated"} for dialect in ("msc3886", "msc4108", "msc4388")}
-    users_only = throwaway(
+    users_only = behind_proxy(
         tmp_path / "closed",
         {"store": "redis", "dialects": policies},
         {
@@ -331,7 +319,7 @@ def test_walk(quick: ThrowawayHomeserver, tmp_path: pathlib.Path) -> None:
         redis.start()
         users_only.start()
         register = json.dumps({"username": "alice", "password": "secret", "auth": {"type": "m.login.dummy"}}).encode()
-        token = json.loads(ask(f"{users_only.url}/_matrix/client/v3/register", "POST", register)[2])["access_token"]
+        token = ask("POST", f"{users_only.url}/_matrix/client/v3/register", register).json()["access_token"]
         sessions = {path: walk_signed_in(walk, users_only.url, path, token) for path in PATHS}
         redis.kill()
         for path, session in sessions.items():

@@ -6,7 +6,6 @@ The homeserver is real, and the page is on another origin, so what they exchange
 import base64
 import contextlib
 import hashlib
-import http.client
 import json
 import pathlib
 import re
@@ -18,24 +17,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import assert_clean
 
 from support.chromium import Device, start_chromium, wait_until
+from support.homeservers import assert_clean, new_homeserver
+from support.http_client import Answer, ask
+from support.ports import free_port
 from support.proxies import ReverseProxy
 from synapse_rendezvous.demo.certificate import Certificate
 from synapse_rendezvous.demo.page import LONGEST_LINK, Page
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 from synapse_rendezvous.paths import MSC3886
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 Devices = tuple[Device, Device]
-
-
-def homeserver(directory: pathlib.Path, config: dict[str, Any] | None = None, **options: Any) -> ThrowawayHomeserver:
-    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": config or {}}]
-    return ThrowawayHomeserver(directory, **{"port": free_port(), "modules": modules, **options})
 
 
 def page_of(server: ThrowawayHomeserver) -> Page:
@@ -45,7 +41,7 @@ def page_of(server: ThrowawayHomeserver) -> Page:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A homeserver with the default configuration, as the demonstration has it."""
-    with homeserver(tmp_path_factory.mktemp("homeserver")) as server:
+    with new_homeserver(tmp_path_factory.mktemp("homeserver")) as server:
         yield server
     assert_clean(server)
 
@@ -110,17 +106,6 @@ def connect(devices: Devices, url: str) -> str:
     return session
 
 
-def ask(method: str, url: str, content: str | None = None) -> tuple[int, str]:
-    """Send a request that is none of the page's."""
-    address = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(address.netloc, timeout=60)
-    connection.request(method, address.path, content, {"Content-Type": "text/plain"} if content else {})
-    response = connection.getresponse()
-    answer = response.status, response.read().decode()
-    connection.close()
-    return answer
-
-
 def preflights(device: Device) -> list[dict[str, Any]]:
     """Return the answers to the browser's own requests before the page's, since this was last asked."""
     events = [json.loads(entry["message"])["message"] for entry in device.log("performance")]
@@ -164,8 +149,9 @@ def test_pair_and_talk(server: ThrowawayHomeserver, url: str, devices: Devices) 
         assert [None, 2 * 2 * len(said)] == device.chrome.execute_script(script)  # items, and who says it
 
     # What is said is read back from the server as the page shows it, and says nothing.
-    status, stored = ask("GET", session)
-    assert 200 == status
+    read = ask("GET", session)
+    assert 200 == read.status
+    stored = read.content.decode()
     wait_until(lambda: stored == laptop.text("payload") == phone.text("payload"))
     assert "until soon" not in stored
     assert json.loads(stored)["messages"]
@@ -175,7 +161,7 @@ def test_pair_and_talk(server: ThrowawayHomeserver, url: str, devices: Devices) 
     for device, title in (laptop, "You ended the session"), (phone, "The session was ended"):
         device.wait_for("over")
         assert title == device.text("title")
-    assert 404 == ask("GET", session)[0]
+    assert 404 == ask("GET", session).status
 
 
 def test_requests_are_shown(server: ThrowawayHomeserver, url: str, devices: Devices) -> None:
@@ -271,7 +257,7 @@ def test_codes_differ(url: str, devices: Devices) -> None:
     laptop.wait_for("over")
     assert "somebody is in between" in laptop.text("status")
     phone.wait_for("over")
-    assert 404 == ask("GET", session)[0]
+    assert 404 == ask("GET", session).status
 
 
 def test_early_messages_are_kept(url: str, devices: Devices) -> None:
@@ -295,12 +281,12 @@ def test_others_who_know_the_link(url: str, devices: Devices, browsers: tuple["C
     phone.wait_for("over")
     assert "The link has been used" == phone.text("title")
     html = "<svg xmlns='http://www.w3.org/2000/svg' onload='window.ran = 1'></svg><script>window.ran = 1</script>"
-    assert 202 == ask("PUT", session, html)[0]
+    assert 202 == ask("PUT", session, html.encode(), Content_Type="text/plain").status
     laptop.wait_for("over")
     assert "Somebody else wrote" == laptop.text("title")
     assert html == laptop.text("payload")
     assert laptop.chrome.execute_script("return window.ran;") is None
-    wait_until(lambda: 404 == ask("GET", session)[0])
+    wait_until(lambda: 404 == ask("GET", session).status)
 
     for broken, title in (
         (link, "There is no such session"),
@@ -368,7 +354,7 @@ def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
     laptop, phone = devices
     rare = {"create": {"per_second": 0.4, "burst_count": 1}}
     config = {"ttl": "9s", "max_sessions": 1, "per_client": rare, "long_poll": {"max_wait": 0}}
-    with homeserver(tmp_path, config) as server, page_of(server) as page:
+    with new_homeserver(tmp_path, config) as server, page_of(server) as page:
         offer(laptop, page.url)
         phone.open(page.url)
         phone.wait_for("start")
@@ -417,21 +403,17 @@ class Forgetful(ThreadingHTTPServer):
 
         class Forward(BaseHTTPRequestHandler):
             def forward(self) -> None:
-                connection = http.client.HTTPConnection(urllib.parse.urlsplit(backend).netloc, timeout=60)
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                connection.request(self.command, self.path, content, dict(self.headers))
-                response = connection.getresponse()
-                answer = response.read()
-                connection.close()
+                answer = ask(self.command, backend + self.path, content, self.headers.items())
                 if self.command == "PUT" and proxy.to_lose:
                     proxy.to_lose -= 1
                     return
-                self.send_response_only(response.status)
-                for name, value in response.getheaders():
+                self.send_response_only(answer.status)
+                for name, value in answer.headers.items():
                     if name not in ("Connection", "Transfer-Encoding"):
                         self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(answer)
+                self.wfile.write(answer.content)
 
             do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = forward
 
@@ -459,7 +441,7 @@ def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
     with contextlib.ExitStack() as stack:
         nginx = ReverseProxy(tmp_path, "nginx", f"http://{HOST}:{port}", compress)
         proxy = stack.enter_context(Forgetful(nginx.url))
-        stack.enter_context(homeserver(tmp_path, port=port, settings={"public_baseurl": f"{proxy.url}/"}))
+        stack.enter_context(new_homeserver(tmp_path, port=port, settings={"public_baseurl": f"{proxy.url}/"}))
         stack.callback(nginx.stop)
         nginx.start()
         page = stack.enter_context(Page(collection_url=proxy.url + MSC3886, host=HOST, port=0))
@@ -495,7 +477,7 @@ def test_over_tls(tmp_path: pathlib.Path) -> None:
     public_key = x509.load_pem_x509_certificate(certificate.path.read_bytes()).public_key()
     spki = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     known = base64.b64encode(hashlib.sha256(spki).digest()).decode()
-    with homeserver(tmp_path, certificate=certificate) as server, page_of(server) as page:
+    with new_homeserver(tmp_path, certificate=certificate) as server, page_of(server) as page:
         chrome = start_chromium(tmp_path / "profile", f"--ignore-certificate-errors-spki-list={known}")
         try:
             tab = Device(chrome, 1440, 900)
@@ -540,13 +522,9 @@ def test_without_qr_code(monkeypatch: pytest.MonkeyPatch, server: ThrowawayHomes
 
 def test_page_server(url: str) -> None:
     """It serves the files of the page and QR codes, under a strict policy, and nothing else."""
-    connection = http.client.HTTPConnection(urllib.parse.urlsplit(url).netloc, timeout=60)
 
-    def get(path: str) -> http.client.HTTPResponse:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        response.read()
-        return response
+    def get(path: str) -> Answer:
+        return ask("GET", url.rstrip("/") + path)
 
     for path in (
         "/",
@@ -558,7 +536,7 @@ def test_page_server(url: str) -> None:
     ):
         response = get(path)
         assert 200 == response.status
-        policy = dict(part.split(maxsplit=1) for part in response.getheader("Content-Security-Policy", "").split("; "))
+        policy = dict(part.split(maxsplit=1) for part in response.headers["Content-Security-Policy"].split("; "))
         assert ("'none'", "'self'", "'self'") == (policy["default-src"], policy["script-src"], policy["style-src"])
     for path in (
         "/page.py", "/../page.py", "/static/../page.py", "/%2e%2e/page.py", "//etc/passwd", "/nothing",

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 import re
 import shutil
 import time
@@ -14,6 +13,7 @@ import txredisapi
 from prometheus_client import REGISTRY
 from twisted.internet.defer import Deferred, DeferredList
 
+from support.recipes import DOCS
 from support.servers import RedisServer
 from support.stores import SERVER_NAME, TTL_MS, Ends, redis_store, replace, result
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
@@ -28,7 +28,7 @@ HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
 PASSWORD = "a-long-secret"
 KEYS = [f"synapse_rendezvous:{{{SERVER_NAME}}}:{name}" for name in ("sessions", "queue", "totals")]
-WORKERS = (pathlib.Path(__file__).parent.parent.parent / "docs" / "workers.md").read_text()
+WORKERS = (DOCS / "workers.md").read_text()
 LARGEST_ANSWER_S = 2
 """How long a client waits at most, whatever Redis does."""
 

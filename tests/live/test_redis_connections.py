@@ -1,6 +1,5 @@
 """The ways in which Synapse may reach Redis: what homeserver.yaml says of it holds for sessions and wake-ups, too."""
 
-import json
 import pathlib
 import subprocess
 import time
@@ -8,11 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from conftest import assert_clean
-from test_deployment import MODULES, ask, needs
 
+from support.homeservers import MODULES, assert_clean
+from support.http_client import ask
+from support.ports import free_port
+from support.programs import needs
 from support.servers import RedisServer
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 PASSWORD = "a-long-secret"
 PATH = "/_synapse/client/rendezvous"
@@ -62,9 +63,9 @@ def test_sessions_and_wake_ups(redis: tuple[RedisServer, dict[str, Any]], tmp_pa
     )
     try:
         homeserver.start()
-        code, _, body = ask(homeserver.url + PATH, "POST", b"hello")
-        session = f"{PATH}/{json.loads(body)['id']}"
-        assert (200, 200) == (code, ask(homeserver.url + session, "GET")[0])
+        created = ask("POST", homeserver.url + PATH, b"hello")
+        session = f"{PATH}/{created.json()['id']}"
+        assert (200, 200) == (created.status, ask("GET", homeserver.url + session).status)
         assert "3\n" == tell("DBSIZE")
         deadline_s = time.monotonic() + 10
         while f"{CHANNEL}\n1\n" != tell("PUBSUB", "NUMSUB", CHANNEL):

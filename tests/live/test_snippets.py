@@ -1,7 +1,6 @@
 """The configurations for reverse proxies: printed well, accepted by the proxies, and enough amidst hostile settings."""
 
 import contextlib
-import http.client
 import itertools
 import json
 import pathlib
@@ -12,24 +11,25 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 import attr
 import pytest
 import yaml
-from test_client_address import assert_told_apart
 
+from support.addresses import assert_told_apart
 from support.faulty_proxies import FAULTS, healthy, places
+from support.http_client import ask
 from support.listeners import Listeners
 from support.pairing import Browser, Device, Phone, pair
-from support.proxies import ReverseProxy, find_program
+from support.ports import free_port
+from support.proxies import ReverseProxy, program_of
+from support.recipes import ROOT
 from synapse_rendezvous.__main__ import main
 from synapse_rendezvous.config import RendezvousConfig
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.paths import PREFIXES
 from synapse_rendezvous.snippets.command import PRODUCTS, render
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 PATH = "/_synapse/client/rendezvous"
 RUN = sorted(FAULTS)
 """The products that are run."""
@@ -132,7 +132,7 @@ def check(tmp_path: pathlib.Path, product: str, snippet: str) -> None:
         "apache": ("-t", "-f", proxy.config),
     }[product]
     checked = subprocess.run(
-        [find_program(product), *arguments],
+        [program_of(product), *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -243,7 +243,7 @@ def seen(device: Device, method: str, path: str, fields: Mapping[str, str], cont
     """Return status, all header fields and content of an answer."""
     status, headers, body = device.ask(method, path, fields, content)
     names = sorted({name.lower() for name in headers} - _OF_EACH_HOP)
-    return status, {name: headers.get_all(name, []) for name in names}, body
+    return status, {name: headers.getall(name, []) for name in names}, body
 
 
 def test_same_as_synapse(listeners: Listeners, proxy: ReverseProxy) -> None:
@@ -328,10 +328,8 @@ def test_client_address(proxy: ReverseProxy) -> None:
 def test_chunked(proxy: ReverseProxy) -> None:
     """A body that does not tell its length arrives."""
     address = next(_addresses)
-    connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=60, source_address=(address, 0))
-    connection.request("POST", PATH, iter([b"one,", b"two"]), {"Content-Type": "text/plain"}, encode_chunked=True)
-    session = json.loads(connection.getresponse().read())["id"]
-    connection.close()
+    created = ask("POST", proxy.url + PATH, [b"one,", b"two"], Content_Type="text/plain", address=address)
+    session = created.json()["id"]
     assert Device(proxy.url, address).ask("GET", f"{PATH}/{session}", {}).content == b"one,two"
 
 

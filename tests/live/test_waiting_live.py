@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import http.client
 import itertools
 import json
 import math
@@ -17,16 +16,18 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import pytest
-from conftest import assert_clean
-from test_deployment import needs
-from test_workers import PATH, RECOVERY_S, Answer, Pair, Record, errors
 
+from support.devices import Pair, Record, Reply
+from support.homeservers import assert_clean, errors, new_homeserver
+from support.http_client import ask
+from support.programs import needs
+from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED, Worker, WorkerStack
-from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 
+PATH = "/_synapse/client/rendezvous"
 WAITS = int(os.environ.get("WAITS", "500"))
 AT_A_TIME = 64
 EXPIRING = 16
@@ -34,12 +35,13 @@ TTL_S = 8.0
 MAX_WAITING = 128
 CONFIG = {"ttl": f"{TTL_S:g}s", "per_client": {**UNLIMITED, "max_waiting": MAX_WAITING}, **ENDLESS}
 
+RECOVERY_S = 5.0
 LATE_S = 2.5  # how long news may take; usually it is milliseconds, but not on a machine that does much else
 LONGEST_MS = 4000  # so that news that came only with the time-out would be too late
 EARLY_S = 0.25  # by how much a wait may be too short: a process knows Redis' time only by when its answers arrive
 
 CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
-BENCHMARK = pathlib.Path(__file__).parent.parent.parent / "benchmarks" / "waiting.py"
+BENCHMARK = ROOT / "benchmarks" / "waiting.py"
 
 needs_redis = needs("redis-server", "redis-server")
 
@@ -54,9 +56,7 @@ class Processes(NamedTuple):
 
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
-    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": CONFIG}]
-    homeserver = ThrowawayHomeserver(tmp_path_factory.mktemp("memory"), port=free_port(), modules=modules)
-    with homeserver:
+    with new_homeserver(tmp_path_factory.mktemp("memory"), CONFIG) as homeserver:
         yield homeserver
     assert_clean(homeserver)
 
@@ -108,7 +108,7 @@ class Revisions:
         self.may_end_s = asked_s + TTL_S
         self.has_ended_s = known_s + TTL_S
 
-    def check(self, answer: Answer, known: int, sent_s: float, timeout_s: float) -> float | None:
+    def check(self, answer: Reply, known: int, sent_s: float, timeout_s: float) -> float | None:
         """Fail unless an answer that came just now is right for a device that had a revision and wanted to wait.
 
         Returns:
@@ -127,7 +127,7 @@ class Revisions:
         else:
             assert 200 == answer.status
             assert sent_s < self.has_ended_s
-            number = int(answer.body)
+            number = int(answer.content)
             assert known < number < len(self.asked_s)
             assert number >= sum(known_s <= sent_s for known_s in self.known_s) - 1
         assert now_s - max(news_s, sent_s) < LATE_S
@@ -155,7 +155,7 @@ class Rendezvous:
         asked_s = time.monotonic()
         created = await self._pair.ask("POST", PATH, b"0")
         assert 200 == created.status
-        self._path = f"{PATH}/{json.loads(created.body)['id']}"
+        self._path = f"{PATH}/{json.loads(created.content)['id']}"
         self._revisions = Revisions(asked_s, time.monotonic())
         await asyncio.gather(self._wait(created.etag), self._write(created.etag))
 
@@ -179,7 +179,7 @@ class Rendezvous:
             if answer.status == 404:
                 break
             if answer.status == 200:
-                known, etag = int(answer.body), answer.etag
+                known, etag = int(answer.content), answer.etag
             elif timeout_ms < 50:
                 await asyncio.sleep(0.01)
 
@@ -209,7 +209,7 @@ async def play(urls: Sequence[str]) -> list[float]:
 
     async def take_turns(seed: int, turns: Iterable[int], *, expires: bool = False) -> None:
         await asyncio.sleep(seed * 0.01)  # more connections at once than a listener takes would wait for a second
-        with contextlib.closing(Pair(Record(), urls, seed=seed)) as pair:
+        async with Pair(Record(), urls, seed=seed) as pair:
             for turn in turns:
                 rendezvous = Rendezvous(pair, turn, expires=expires)
                 await rendezvous.play()
@@ -224,16 +224,16 @@ async def play(urls: Sequence[str]) -> list[float]:
 async def create(pair: Pair) -> tuple[str, str]:
     """Return the path of a new session, and its tag."""
     created = await pair.ask("POST", PATH, b"hello")
-    return f"{PATH}/{json.loads(created.body)['id']}", created.etag
+    return f"{PATH}/{json.loads(created.content)['id']}", created.etag
 
 
 async def create_some(urls: Sequence[str], count: int, *, patient: bool = False) -> list[tuple[str, str]]:
     """Return so many new sessions."""
-    with contextlib.closing(Pair(Record(), urls, patient=patient)) as pair:
+    async with Pair(Record(), urls, patient=patient) as pair:
         return [await create(pair) for _ in range(count)]
 
 
-def hold(pair: Pair, session: tuple[str, str], *, at: str, timeout_ms: int = 5000) -> "asyncio.Task[Answer]":
+def hold(pair: Pair, session: tuple[str, str], *, at: str, timeout_ms: int = 5000) -> "asyncio.Task[Reply]":
     """Let a device of a session wait at a process."""
     path, etag = session
     return asyncio.ensure_future(pair.ask("GET", f"{path}?timeout={timeout_ms}", at=at, If_None_Match=etag))
@@ -241,7 +241,7 @@ def hold(pair: Pair, session: tuple[str, str], *, at: str, timeout_ms: int = 500
 
 async def fill(urls: Sequence[str]) -> None:
     """See that each process has all its places free: to take, to leave and to take again."""
-    with contextlib.closing(Pair(Record(), urls)) as pair:
+    async with Pair(Record(), urls) as pair:
         for url in urls:
             for stays in (False, True):
                 *sessions, one_more = [await create(pair) for _ in range(MAX_WAITING // 4 + 1)]
@@ -279,7 +279,7 @@ def test_log_context(processes: Processes) -> None:
     """What is logged of a request that was woken names that one, and what of the one that woke it, the other."""
 
     async def wake(holding: str, waking: str) -> None:
-        with contextlib.closing(Pair(Record(), processes.urls)) as pair:
+        async with Pair(Record(), processes.urls) as pair:
             session = path, _ = await create(pair)
             in_time, leaving, *woken = [hold(pair, session, at=holding, timeout_ms=ms) for ms in (200, *[5000] * 3)]
             assert 304 == (await in_time).status
@@ -302,7 +302,7 @@ def test_lost_wake_up(stack: WorkerStack) -> None:
     holding, writing = stack.urls[:2]
 
     async def deliver(*, loses: bool) -> float:
-        with contextlib.closing(Pair(Record(), stack.urls)) as pair:
+        async with Pair(Record(), stack.urls) as pair:
             session = path, _ = await create(pair)
             held = hold(pair, session, at=holding, timeout_ms=8000)
             await asyncio.sleep(0.1)
@@ -330,11 +330,9 @@ def test_lost_wake_up(stack: WorkerStack) -> None:
 
 def wait(url: str, etag: str, timeout_ms: int) -> tuple[int, float]:
     """Let a device wait; return the status of the answer and after how many seconds it came."""
-    parts = urlsplit(url)
-    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=60)) as connection:
-        begin_s = time.monotonic()
-        connection.request("GET", f"{parts.path}?timeout={timeout_ms}", headers={"If-None-Match": etag})
-        return connection.getresponse().status, time.monotonic() - begin_s
+    begin_s = time.monotonic()
+    status = ask("GET", f"{url}?timeout={timeout_ms}", If_None_Match=etag).status
+    return status, time.monotonic() - begin_s
 
 
 @needs_redis

@@ -3,7 +3,9 @@
 import pathlib
 from collections.abc import Sequence
 
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from support.homeservers import new_homeserver
+from support.ports import free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 
 BURST = 3
 TRUSTED = (HOST, "127.0.2.0/24")
@@ -25,11 +27,10 @@ class Listeners:
         tcp = {"type": "http", "bind_addresses": [HOST]}
         create = {"per_second": 0.001, "burst_count": BURST}
         config = {"trusted_proxies": trusted_proxies, "per_client": {"create": create}}
-        self.homeserver = ThrowawayHomeserver(
+        self.homeserver = new_homeserver(
             directory,
-            port=ports[0],
-            modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
-            settings={
+            config,
+            {
                 # `client` on one alone: Synapse logs an error of its own (a metric that is there twice) about more.
                 "listeners": [
                     {"port": ports[0], "x_forwarded": True, "resources": [{"names": ["client"]}], **tcp},
@@ -37,4 +38,5 @@ class Listeners:
                     {"path": str(self.socket), "type": "http"},
                 ]
             },
+            port=ports[0],
         )

@@ -1,12 +1,10 @@
 """Two devices that pair by MSC4108, as strict as the clients that people use."""
 
 import gzip
-import http.client
-import json
 from collections.abc import Mapping
-from email.message import Message
-from typing import NamedTuple
 from urllib.parse import urlsplit
+
+from support.http_client import Answer, NoAnswer, ask
 
 PATH = "/_synapse/client/rendezvous/msc4108"
 MESSAGES = [f"{number} {'a line of JSON, or as good as that; ' * 60}".encode() for number in range(3)]
@@ -17,14 +15,6 @@ _TEXT = {"Content-Type": "text/plain"}
 
 class PairingFailed(Exception):
     """The devices do not get to the end; the message says where."""
-
-
-class Answer(NamedTuple):
-    """What a device gets to see of an answer."""
-
-    status: int
-    headers: Message
-    content: bytes
 
 
 class Device:
@@ -39,24 +29,20 @@ class Device:
     """
 
     def __init__(self, url: str, address: str) -> None:
-        self._server = urlsplit(url).netloc
+        self._url = url
         self._address = address
         self.tag: str | None = None
 
     def ask(self, method: str, path: str, fields: Mapping[str, str], content: bytes | None = None) -> Answer:
         """Send a request; each on a connection of its own, so that proxies may choose anew among servers."""
-        connection = http.client.HTTPConnection(self._server, timeout=60, source_address=(self._address, 0))
+        fields = {"Accept-Encoding": "gzip", **fields}
         try:
-            connection.request(method, path, content, {"Accept-Encoding": "gzip", **fields})
-            response = connection.getresponse()
-            body = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise PairingFailed(f"{method} got no answer: {error!r}") from error
-        finally:
-            connection.close()
-        if response.headers.get("Content-Encoding") == "gzip" and body:
-            body = gzip.decompress(body)
-        return Answer(response.status, response.headers, body)
+            answer = ask(method, self._url + path, content or b"", fields, address=self._address)
+        except NoAnswer as error:
+            raise PairingFailed(f"no answer: {error}") from error
+        if answer.headers.get("Content-Encoding") == "gzip" and answer.content:
+            return answer._replace(content=gzip.decompress(answer.content))
+        return answer
 
     def create(self) -> str:
         """Create a session without a payload and return its path."""
@@ -64,7 +50,7 @@ class Device:
         if answer.status != 201:
             raise PairingFailed(f"POST got {answer.status}")
         self._remember(answer)
-        return str(urlsplit(json.loads(answer.content)["url"]).path)
+        return str(urlsplit(answer.json()["url"]).path)
 
     def send(self, path: str, message: bytes) -> None:
         """Replace the payload."""
@@ -99,15 +85,15 @@ class Phone(Device):
         self._remember(answer)
         if answer.status == 304:
             return None
-        if answer.headers.get_all("Content-Type") != ["text/plain"]:
-            raise PairingFailed(f"GET got the type {answer.headers['Content-Type']}")
+        if answer.headers.getall("Content-Type", []) != ["text/plain"]:
+            raise PairingFailed(f"GET got the type {answer.headers.get('Content-Type')}")
         return answer.content
 
     def _remember(self, answer: Answer) -> None:
         missing = [name for name in ("ETag", "Expires", "Last-Modified") if name not in answer.headers]
         if missing:
             raise PairingFailed(f"{answer.status} without {', '.join(missing)}")
-        self.tag = answer.headers["ETag"]
+        self.tag = answer.headers.get("ETag")
 
 
 class Browser(Device):
@@ -150,7 +136,7 @@ class Browser(Device):
         answer = self.ask("GET", path, self._conditions("If-None-Match"))
         if answer.status == 404:
             raise PairingFailed("GET got 404")
-        is_text = answer.headers.get_all("Content-Type") == ["text/plain"]
+        is_text = answer.headers.getall("Content-Type", []) == ["text/plain"]
         if answer.status == 200 and is_text:
             self._remember(answer)
             return answer.content
@@ -159,17 +145,17 @@ class Browser(Device):
         return None
 
     def _remember(self, answer: Answer) -> None:
-        self.tag = answer.headers["ETag"]
+        self.tag = answer.headers.get("ETag")
 
     @staticmethod
     def _check_origin(answer: Answer) -> None:
-        origins = answer.headers.get_all("Access-Control-Allow-Origin", [])
+        origins = answer.headers.getall("Access-Control-Allow-Origin", [])
         if origins != ["*"]:
             raise PairingFailed(f"{answer.status} with Access-Control-Allow-Origin: {origins}")
 
 
 def _list(answer: Answer, name: str) -> list[str]:
-    return [member.strip() for line in answer.headers.get_all(name, []) for member in line.split(",")]
+    return [member.strip() for line in answer.headers.getall(name, []) for member in line.split(",")]
 
 
 def pair(new: Device, known: Device) -> None:

@@ -1,14 +1,15 @@
 """Real reverse proxies before a homeserver."""
 
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import pytest
 
+from support.ports import free_port
+from support.programs import find_program
 from support.servers import Server
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 
 
 class _Product(NamedTuple):
@@ -139,10 +140,10 @@ _PRODUCTS = {
 }
 
 
-def find_program(product: str) -> str:
+def program_of(product: str) -> str:
     """Return the path of a product's program. It skips the test where that is not installed."""
     program, package, *_ = _PRODUCTS[product]
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
+    path = find_program(program)
     if path is None:
         pytest.skip(f"{program} is not installed (Debian: apt install {package})")
     return path
@@ -172,7 +173,7 @@ class ReverseProxy(Server):
         lines: str = "",
         outer: str = "",
     ) -> None:
-        program = find_program(product)
+        program = program_of(product)
         _, _, arguments, server, config = _PRODUCTS[product]
         port = free_port()
         folder = directory / f"{product}-{port}"

@@ -2,24 +2,21 @@
 
 import json
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-from synapse_rendezvous.demo.throwaway_homeserver import (
-    HOST,
-    START_TIMEOUT_S,
-    DidNotStart,
-    ThrowawayHomeserver,
-    free_port,
-)
+from support.http_client import NoAnswer, ask
+from support.ports import free_port
+from support.programs import find_program
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, START_TIMEOUT_S, DidNotStart, ThrowawayHomeserver
+
+Self = TypeVar("Self", bound="Program")
 
 _RATE = {"per_second": 1_000_000, "burst_count": 1_000_000}
 UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "write": _RATE, "miss": _RATE}
@@ -31,6 +28,8 @@ ENDLESS = {"max_updates": 9_999_999, "per_session": {"read": _RATE, "write": _RA
 
 class Program:
     """A program in a process of its own. It can be started again after its end, and its log then goes on.
+
+    In a `with` statement, it is started and stopped.
 
     Args:
         directory: where it works and where its log is.
@@ -68,6 +67,13 @@ class Program:
                 self.stop()
                 raise DidNotStart(f"{self.log.stem}: {self.log.read_text(errors='replace')[-3000:]}")
             time.sleep(0.02)
+
+    def __enter__(self: Self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def kill(self) -> None:
         """End the process without giving it notice."""
@@ -137,7 +143,10 @@ class Server(Program):
 
     Attributes:
         url: its address, without a slash at the end.
+        health: the path at which it answers 200 once it serves.
     """
+
+    health = "/health"
 
     def __init__(self, directory: pathlib.Path, name: str, port: int, *command: str) -> None:
         super().__init__(directory, name, *command)
@@ -145,9 +154,8 @@ class Server(Program):
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return True
-        except OSError:
+            return ask("GET", self.url + self.health, patience_s=5).status == 200
+        except NoAnswer:
             return False
 
 
@@ -286,5 +294,13 @@ def _nginx(directory: pathlib.Path, workers: list[Worker], main_url: str) -> Ser
                 location /_synapse/client/ {{ proxy_pass http://workers; }}
                 location / {{ proxy_pass {main_url}; }} }} }}"""
     )
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    return Server(directory, "nginx", port, program, "-c", str(config), "-e", str(directory / "error.log"))
+    return Server(
+        directory,
+        "nginx",
+        port,
+        find_program("nginx") or "nginx",
+        "-c",
+        str(config),
+        "-e",
+        str(directory / "error.log"),
+    )

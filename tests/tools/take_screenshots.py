@@ -12,11 +12,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from PIL import Image
 
 from support.chromium import Device, start_chromium, wait_until
+from support.homeservers import new_homeserver
+from support.recipes import ROOT
 from synapse_rendezvous.demo.page import Page
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver, free_port
+from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.paths import MSC3886
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 PICTURES = ROOT / "docs" / "pictures"
 COLOURS = 64
 """As many as the page needs; the files are then a third as large."""
@@ -35,11 +36,10 @@ def take(device: Device, name: str, scheme: str) -> None:
 def main() -> None:
     """Play, and take the pictures on the way."""
     PICTURES.mkdir(exist_ok=True)
-    modules = [{"module": "synapse_rendezvous.RendezvousModule", "config": {}}]
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         with (
-            ThrowawayHomeserver(directory, port=free_port(), modules=modules) as server,
+            new_homeserver(directory) as server,
             Page(collection_url=server.url + MSC3886, host=HOST, port=0) as page,
         ):
             laptop = Device(start_chromium(directory / "laptop", "--hide-scrollbars"), 1280, 860)

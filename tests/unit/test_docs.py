@@ -1,6 +1,5 @@
 """The documents, the sample configuration and the code agree."""
 
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +10,10 @@ import yaml
 from synapse.config._base import Config
 from synapse.module_api.errors import ConfigError
 
+from support.recipes import ROOT
 from synapse_rendezvous import RendezvousModule, __version__
 from synapse_rendezvous.config import RendezvousConfig
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 SAMPLE = yaml.safe_load((ROOT / "sample_config.yaml").read_text())
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text()
 
