@@ -15,6 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from support.homeservers import assert_clean, new_homeserver
 from support.listeners import Listeners
+from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED
 from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 from tools.fetch_synapse_tests import HARNESS
@@ -23,7 +24,8 @@ from tools.fetch_synapse_tests import HARNESS
 # `tests` like our folder.
 sys.path.insert(1, str(HARNESS))
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / "build" / "hypothesis"))
 
 if not HARNESS.exists():
     print(f"Skipping the tests that need Synapse's harness: {HARNESS} is missing; `make test` fetches it.")
