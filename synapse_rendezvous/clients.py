@@ -1,4 +1,4 @@
-"""Which client a request counts for, and how much one client may do."""
+"""Which client a request is charged to, and the networks around it that are charged as well."""
 
 import functools
 import ipaddress
@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from synapse_rendezvous.options import IPNetwork
 
 UNKNOWN = "unknown"
-"""What requests without a usable address count for, all together. No limit for one client holds for them."""
+"""The key of all requests without a usable address. They are exempt from the limits for one client: a shared limit
+would let one attacker shut out everybody behind a badly configured proxy."""
 
 EXEMPT = "exempt"
-"""What requests from addresses count for that the operator exempts. No limit for one client holds for them either."""
+"""The key of all requests from addresses that the operator exempts from the limits for one client."""
 
 DENIED = "denied"
-"""What requests from addresses count for that the operator denies."""
+"""The key of all requests from addresses that the operator denies."""
 
 OTHERS = "others"
 """Stands for all clients that a bounded table has no room for."""
@@ -33,7 +34,7 @@ _WITH_PORT = re.compile(r"([0-9.]+):[0-9]{1,5}|\[([0-9A-Fa-f:.]+)\](?::[0-9]{1,5
 """An address as some proxies write it, with the client's port."""
 
 
-MAX_FORWARDED_BYTES = 1024
+MAX_FORWARDED_BYTES = 512
 """How much of X-Forwarded-For is read, from the right: more proxies than anybody has."""
 
 QuotaKeys = tuple[tuple[str, int], ...]
@@ -59,15 +60,15 @@ def quota_keys(client: str) -> QuotaKeys:
 
 
 class Clients:
-    """Names the client that a request counts for.
+    """Names the client that a request is charged to.
 
     Each proxy appends to X-Forwarded-For the address it saw, so the entries are read from the right and followed only
-    across addresses that are trusted. What stands further left, the client may have written itself.
+    across addresses that are trusted. The client may have written itself what stands further left.
 
     Args:
         trusted: where the operator's own proxies are, or how many of them there are.
-        exempt: whom no limit for one client holds for.
-        denied: whom nothing is served.
+        exempt: addresses that are exempt from the limits for one client.
+        denied: addresses that are refused (403).
 
     Attributes:
         client_key: takes the address at the other end of the connection, if it has one, and the last
@@ -82,7 +83,7 @@ class Clients:
         self._trusted = trusted
         self._exempt = exempt
         self._denied = denied
-        self.client_key = functools.lru_cache(maxsize=8192)(self._client_key)
+        self.client_key = functools.lru_cache(maxsize=4096)(self._client_key)
 
     def _client_key(self, peer: str | None, forwarded: bytes | None) -> str:
         if forwarded is None:
@@ -97,7 +98,7 @@ class Clients:
         hops = self._hops(peer, forwarded)
         while is_trusted and (nearest := next(hops, None)) is not None:
             client, is_trusted = self._parse(nearest)
-        # A trusted proxy that does not say for whom it asks: it could be for anybody.
+        # A trusted proxy that does not name its client: it could be anybody.
         return UNKNOWN if is_trusted and not forwarded else client
 
     @staticmethod

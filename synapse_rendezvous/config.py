@@ -119,8 +119,8 @@ class RendezvousConfig:
         per_session: how often one session may be asked for.
         per_user: how often one signed-in user may do what.
         trusted_proxies: whose X-Forwarded-For is believed, or how many proxies there are.
-        exempt: whom no limit for one client holds for.
-        deny: whom nothing is served.
+        exempt: addresses that are exempt from the limits for one client.
+        deny: addresses that are refused (403).
         observe: whether limits for clients and sessions are only counted.
         long_poll: how long and how many requests may wait.
         strict_etags: whether entity tags are compared without tolerance for proxies.
@@ -195,7 +195,7 @@ class RendezvousConfig:
         parts = [
             f"ttl {self.ttl_ms / 1000:g} s, at most {self.max_bytes} bytes a payload, {self.max_updates} updates,"
             f" {self.max_sessions} sessions and {self.max_total_bytes} bytes in all",
-            f"{self.most_memory_bytes() / 2**20:.0f} MiB of memory at the very most",
+            f"{self.max_memory_bytes() / 2**20:.0f} MiB of memory at the very most",
             f"a GET may wait {wait.max_wait_ms / 1000:g} s, {wait.default_wait_ms / 1000:g} s unasked,"
             f" {wait.max_waiting} at once",
             f"a client may have {client.max_sessions} sessions ({client.crowded_sessions} while {self.crowded_at:.0%}"
@@ -208,7 +208,7 @@ class RendezvousConfig:
         parts += ["entity tags strict"] if self.strict_etags else []
         return "; ".join(parts)
 
-    def most_memory_bytes(self) -> int:
+    def max_memory_bytes(self) -> int:
         """Return how much memory rendezvous can take in a process, at the very most, with sessions in memory."""
         return (
             self.max_total_bytes

@@ -9,7 +9,7 @@ from synapse_rendezvous.session import Session
 
 
 class SessionNotFound(SynapseError):
-    """No session has this id: it never existed, was deleted or expired. Which of these, nobody is told."""
+    """No session has this id: it never existed, was deleted or expired. The answer does not say which."""
 
     def __init__(self) -> None:
         super().__init__(404, "No such rendezvous session, or it has ended", Codes.NOT_FOUND)

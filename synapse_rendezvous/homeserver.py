@@ -29,7 +29,7 @@ LIMITER_PREFIX = "synapse_rendezvous."
 """What the names of limiters begin with; Synapse tells them to modules that override limits of users."""
 
 LAST_ANSWERS_S = 0.2
-"""How long the process lives on, when it is told to end, for the answers to requests that were held."""
+"""How long the process lives on after a signal to end, so that held requests are still answered."""
 
 
 def require_supported(version: str) -> None:
@@ -107,7 +107,7 @@ class Homeserver:
         return self.reactor.callLater(ms / 1000, function)  # type: ignore[no-any-return]
 
     def before_shutdown(self, function: Callable[[], None]) -> None:
-        """Call a function when the process is told to end, and let what it answers to clients still be sent."""
+        """Call a function when the process is about to end, and leave time to send the answers it causes."""
 
         def last() -> Deferred[None]:
             function()

@@ -160,7 +160,7 @@ class Waiters:
             del self._waiters[waiter.session_id]
 
     def wake(self, session_id: str) -> None:
-        """Wake the waiters of a session in the next turn of the reactor, so that its writer is answered first."""
+        """Wake the waiters of a session in the reactor's next turn, so that no GET runs inside the write."""
         if waiters := self._waiters.get(session_id):
             self._wake_later(waiters.copy(), 0)
 

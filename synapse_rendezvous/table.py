@@ -49,7 +49,7 @@ class SessionTable(MutableMapping[str, Session]):
     def __init__(self) -> None:
         self._revisions: tuple[dict[str, bytes], ...] = tuple({} for _ in range(PARTS))
         self._count = 0
-        # By the second in which they end, so that who looks for the first need not pass all those that were before.
+        # By the second in which they end: iterating a dict from which many items were deleted is slow.
         self._ids: dict[int, dict[str, None]] = {}
 
     def __getitem__(self, session_id: str) -> Session:

@@ -117,7 +117,7 @@ class MSC3886Dialect:
         )
 
     def description_response(self, create_available: bool, client: str) -> Response:
-        """Say what this is, and who asks: for operators, who see so whether requests arrive here unharmed."""
+        """Describe the server and name the client: so operators see whether requests arrive here unharmed."""
         return json_response(200, {**self._description, "client": format_client(client)})
 
     def created_response(self, session: Session) -> Response:

@@ -100,7 +100,7 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
     print(f"Memory grew by {growth / 1e6:.1f} MB; {len(warnings)} lines about refusals in {minutes:.1f} minutes.")
     assert all("Requests that were over a limit and refused in the last minute: " in line for line in warnings)
     assert int(minutes > 1.2) <= len(warnings) <= minutes + 1
-    assert growth <= RendezvousConfig().most_memory_bytes()
+    assert growth <= RendezvousConfig().max_memory_bytes()
 
 
 def network(number: int) -> list[str]:
