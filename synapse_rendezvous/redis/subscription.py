@@ -37,7 +37,7 @@ class _Subscriber(txredisapi.SubscriberProtocol):  # type: ignore[misc]
     def _failed(self, failure: Failure) -> None:
         if not failure.check(txredisapi.ConnectionError):  # of which Synapse's factory tells
             logger.warning(
-                "Redis does not let Synapse subscribe to %s, so other processes do not wake requests that wait here: %s",
+                "Redis does not let Synapse subscribe to %s, so other processes cannot wake requests held here: %s",
                 self.factory.channel,
                 failure.value,
             )
