@@ -1,5 +1,6 @@
 """MSC4108, MSC4388, who may create, and what today's clients send and depend on."""
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -529,10 +530,14 @@ class ClientsTestCase(RendezvousTestCase):
 class WarningsTestCase(RendezvousTestCase):
     """What an operator is told about the paths."""
 
+    numbers = itertools.count()
+
     def start(self, dialects: dict[str, Any]) -> list[str]:
         module = {"module": "synapse_rendezvous.RendezvousModule", "config": {"dialects": dialects}}
         with self.assertLogs("synapse_rendezvous", level="INFO") as logs:
-            self.setup_test_homeserver(config={**super().default_config(), "modules": [module]})
+            # A name for each: older releases of prometheus_client fail where two that had the same one shut down.
+            config = {**super().default_config(), "modules": [module]}
+            self.setup_test_homeserver(f"test{next(self.numbers)}", config)
         return [line for line in logs.output if line.startswith("WARNING")]
 
     def test_warnings(self) -> None:

@@ -541,6 +541,7 @@ class StartTestCase(HomeserverTestCase):
         """One line says what is in force."""
         with self.assertLogs("synapse_rendezvous", level="INFO") as logs:
             self.setup_test_homeserver(
+                "second",
                 config={
                     **self.default_config(),
                     "modules": [{"module": "synapse_rendezvous.RendezvousModule", "config": {"ttl": "30s"}}],
@@ -558,7 +559,7 @@ class StartTestCase(HomeserverTestCase):
 
     def test_redis_that_is_not_there(self) -> None:
         """Redis can be asked for only where Synapse has it."""
-        api = self.setup_test_homeserver().get_module_api()
+        api = self.hs.get_module_api()
 
         with self.assertRaises(ConfigError) as error:
             RendezvousModule(RendezvousModule.parse_config({"store": "redis"}), api)
@@ -568,21 +569,20 @@ class StartTestCase(HomeserverTestCase):
 
     def test_beside_builtin(self) -> None:
         """Synapse's own server at the same path is a conflict, named by its option."""
-        hs = self.setup_test_homeserver()
-        hs.config.experimental.msc4108_enabled = True
+        self.hs.config.experimental.msc4108_enabled = True
 
         for options in ({}, {"dialects": {"msc3886": {"enabled": False}}}):  # at the same path, or below it
             with self.assertRaises(ConfigError) as error:
-                RendezvousModule(RendezvousModule.parse_config(options), hs.get_module_api())
+                RendezvousModule(RendezvousModule.parse_config(options), self.hs.get_module_api())
 
             self.assertEqual(("experimental_features", "msc4108_enabled"), error.exception.path)
             self.assertIn("Remove experimental_features.msc4108_enabled", error.exception.msg)
         only_msc4388 = {"dialects": {"msc3886": {"enabled": False}, "msc4108": {"enabled": False}}}
-        RendezvousModule(RendezvousModule.parse_config(only_msc4388), hs.get_module_api())
+        RendezvousModule(RendezvousModule.parse_config(only_msc4388), self.hs.get_module_api())
 
     def test_twice(self) -> None:
         """A second rendezvous module would be ignored, so it is refused."""
-        api = self.setup_test_homeserver().get_module_api()
+        api = self.hs.get_module_api()
         RendezvousModule(RendezvousModule.parse_config({}), api)
 
         with self.assertRaises(ConfigError) as error:
