@@ -545,7 +545,7 @@ class StartTestCase(HomeserverTestCase):
                 config={
                     **self.default_config(),
                     "modules": [{"module": "synapse_rendezvous.RendezvousModule", "config": {"ttl": "30s"}}],
-                }
+                },
             )
 
         (line,) = logs.output
