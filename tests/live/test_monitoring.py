@@ -173,7 +173,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         modules=[
             {
                 "module": "synapse_rendezvous.RendezvousModule",
-                "config": {"ttl": "6s", "per_client": {"create": {"per_second": 0.001, "burst_count": BURST}}},
+                "config": {"ttl": "12s", "per_client": {"create": {"per_second": 0.001, "burst_count": BURST}}},
             }
         ],
         settings=settings,

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, DeferredList
 
 from support.recipes import DOCS
 from support.servers import RedisServer
-from support.stores import SERVER_NAME, TTL_MS, Ends, redis_store, replace, result
+from support.stores import HANGS_S, SERVER_NAME, TTL_MS, Ends, SetTime, Time, redis_store, replace, result
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.errors import SessionNotFound, StoreFull, StoreUnavailable
 from synapse_rendezvous.preconditions import Preconditions, new_tag
@@ -114,16 +114,14 @@ def assert_unavailable(store: RedisSessionStore, session: Session) -> None:
         store.delete(session.id, None),
         store.create(new_random_id(), new_tag(), HELLO, CLIENT),
     ):
-        start_s = time.monotonic()
         with pytest.raises(StoreUnavailable) as error:
-            result(operation)
-        assert time.monotonic() - start_s < LARGEST_ANSWER_S
+            result(operation, LARGEST_ANSWER_S)
         assert (503, {"Retry-After": "1"}) == (error.value.code, error.value.headers)
 
 
 def comes_back(store: RedisSessionStore) -> Session:
     """Return a new session, once one can be made; it takes as long as Synapse takes to connect again."""
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + HANGS_S
     while True:
         try:
             return create(store)
@@ -185,16 +183,15 @@ def test_trouble_is_bounded(store: RedisSessionStore, redis: RedisServer, caplog
         async def all_of(asked: list[Deferred[Session]] = asked) -> Any:
             return await DeferredList(asked, consumeErrors=True)
 
-        start_s = time.monotonic()
-        answers = result(all_of())
-        assert time.monotonic() - start_s < LARGEST_ANSWER_S
+        answers = result(all_of(), LARGEST_ANSWER_S)
         assert {StoreUnavailable} == {failure.type for _, failure in answers}
         for _ in range(1000):
             with pytest.raises(StoreUnavailable):
                 result(store.get(session.id))
     assert len(connection._factory.connectionQueue.peekers) < 10
 
-    warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    ours = [record for record in caplog.records if record.name.startswith("synapse_rendezvous.")]
+    warnings = [record for record in ours if record.levelno >= logging.WARNING]
     assert ["synapse_rendezvous.observer"] == [record.name for record in warnings]
     assert session.id not in warnings[0].getMessage()
 
@@ -218,10 +215,11 @@ def test_out_of_memory(store: RedisSessionStore, redis: RedisServer) -> None:
 
 def test_out_of_memory_until_sessions_expire(connect: Callable[..., Any], redis: RedisServer) -> None:
     """What has expired leaves a full Redis, and the accounts stay right."""
-    store = redis_store(connect(), now_ms, ttl_ms=1000)
+    time = Time()
+    store = redis_store(SetTime(connect(), time), time, ttl_ms=1000)
     create(store)
     redis.command("CONFIG", "SET", "maxmemory", "1")
-    time.sleep(1.1)
+    time.now_ms += 1000
     assert StoreUsage(0, 0, 0, is_swept=True) == result(store.sweep())
     redis.command("CONFIG", "SET", "maxmemory", "0")
 
@@ -298,16 +296,20 @@ def test_a_write_whose_answer_was_lost(store: RedisSessionStore, redis: RedisSer
 
 def test_expiry(connect: Callable[..., Any]) -> None:
     """A session is there until its last millisecond by Redis' clock."""
-    connection = Recording(connect())
-    store = redis_store(connection, now_ms, ttl_ms=1000)
-    session = create(store)
-    while True:
-        try:
-            result(store.get(session.id))
-        except SessionNotFound:
+    for _ in range(20):  # until nothing came between the last reads
+        connection = Recording(connect())
+        store = redis_store(connection, now_ms, ttl_ms=1000)
+        session = create(store)
+        while True:
+            try:
+                result(store.get(session.id))
+            except SessionNotFound:
+                break
+        (*_, (_, last_ms, *_), (_, gone_ms, *_)) = connection.answers
+        assert last_ms < session.expires_ms <= gone_ms
+        if gone_ms - last_ms < 100:
             break
-    (*_, (_, last_ms, *_), (_, gone_ms, *_)) = connection.answers
-    assert session.expires_ms - 100 < last_ms < session.expires_ms <= gone_ms < session.expires_ms + 100
+    assert gone_ms - last_ms < 100
 
 
 def test_all_traces_go(connect: Callable[..., Any], redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,7 +322,7 @@ def test_all_traces_go(connect: Callable[..., Any], redis: RedisServer, monkeypa
     monkeypatch.setattr(RedisSessionStore, "GRACE_MS", 500)
     create(store)
     assert b":3\r\n" == redis.command("DBSIZE")
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + HANGS_S
     while redis.command("DBSIZE") != b":0\r\n":
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
@@ -382,15 +384,18 @@ def test_the_last_are_told(connect: Callable[..., Any]) -> None:
 
 def test_ttl_made_shorter(connect: Callable[..., Any]) -> None:
     """A session that ends before an older one is not served any longer, but counts until the older one is over."""
-    store, shorter = (redis_store(connect(), now_ms, ttl_ms=ttl_ms, max_sessions=2) for ttl_ms in (2000, 500))
+    time = Time()
+    store, shorter = (
+        redis_store(SetTime(connect(), time), time, ttl_ms=ttl_ms, max_sessions=2) for ttl_ms in (2000, 500)
+    )
     older, younger = create(store), create(shorter)
-    time.sleep(0.6)
+    time.now_ms += 600
     with pytest.raises(SessionNotFound):
         result(shorter.get(younger.id))
     with pytest.raises(StoreFull):
         create(shorter)
     assert older == result(shorter.get(older.id))
-    time.sleep(1.5)
+    time.now_ms += 1500
     create(shorter)
     assert StoreUsage(1, 5, 1, is_swept=True) == result(shorter.sweep())
 

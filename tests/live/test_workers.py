@@ -16,12 +16,14 @@ from support.devices import LostWithRedis, Pair, Record
 from support.homeservers import errors
 from support.http_client import ask
 from support.programs import needs
+from support.pulse import Pulse
 from support.servers import WorkerStack
 
 RENDEZVOUS = int(os.environ.get("RENDEZVOUS", "200"))
 RACES = int(os.environ.get("RACES", "300"))
 AT_A_TIME = 8
-LONGEST_S = 3.0  # two are promised; the third is for a machine that starts workers meanwhile
+# To each is added how long any answer takes meanwhile; see Pulse.
+LONGEST_S = 3.0  # two are promised; the third is for workers that start meanwhile
 RECOVERY_S = 5.0
 
 PATH = "/_synapse/client/rendezvous"
@@ -153,9 +155,11 @@ def test_races(stack: WorkerStack) -> None:
     print(f"Races won: {dict(winners)}")
 
 
+@pytest.mark.timing
 def test_faults(stack: WorkerStack) -> None:
     """Whatever breaks, no answer is wrong: trouble is 503, in time, and no session is missed that is still there."""
     record = Record()
+    recovery_s = []
     begin_s = time.monotonic()
 
     async def recover(url: str) -> None:
@@ -164,8 +168,9 @@ def test_faults(stack: WorkerStack) -> None:
 
     async def all_recover() -> None:
         begin_s = time.monotonic()
-        await asyncio.wait_for(asyncio.gather(*map(recover, stack.urls)), RECOVERY_S)
-        print(f"{record.phase}: all processes serve after {time.monotonic() - begin_s:.1f} s")
+        await asyncio.gather(*map(recover, stack.urls))
+        recovery_s.append(time.monotonic() - begin_s)
+        print(f"{record.phase}: all processes serve after {recovery_s[-1]:.1f} s")
 
     async def break_everything() -> None:
         await asyncio.sleep(1)
@@ -199,12 +204,14 @@ def test_faults(stack: WorkerStack) -> None:
         await play(stack, record, iter(breaking.done, True), patient=True)
         await breaking
 
-    asyncio.run(asyncio.wait_for(play_meanwhile(), 120))
-    print(f"Faults: {record}")
+    with Pulse(stack.urls) as pulse:
+        asyncio.run(asyncio.wait_for(play_meanwhile(), 300))
+    print(f"Faults: {record}\nAny answer took {pulse.longest_s * 1000:.0f} ms at most.")
+    assert max(recovery_s) < RECOVERY_S + pulse.longest_s
     for phase, statuses in record.statuses.items():
         trouble = {503} if "Redis" in phase else {0, 503} if "worker" in phase else set()
         assert set(statuses) <= {200, 202, 204, 304, 404} | trouble
-        assert record.longest_s[phase] < LONGEST_S
+        assert record.longest_s[phase] < LONGEST_S + pulse.longest_s
     assert record.statuses["Redis hangs"][503]
     assert record.statuses["Redis is dead"][503]
     for log in stack.logs:
