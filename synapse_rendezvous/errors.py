@@ -67,6 +67,15 @@ class StoreUnavailable(SynapseError):
         )
 
 
+class WriteContended(SynapseError):
+    """Others replaced the payload each time between a look at it and the write, which did not take place."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503, "Other writes came first each time; try again", Codes.UNKNOWN, headers={"Retry-After": "1"}
+        )
+
+
 class PayloadTooLarge(SynapseError):
     """The payload is longer than it may be."""
 

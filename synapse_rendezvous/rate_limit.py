@@ -138,7 +138,7 @@ class Limits:
                         if not is_done:
                             self.enforce(refusal, client)
                         tokens = 1
-                if len(limit.prepaid) >= limit.MAX_KEYS:
+                if len(limit.prepaid) >= limit.MAX_KEYS and key not in limit.prepaid:
                     limit.prepaid.clear()  # which gives every key a first batch again
                 limit.prepaid[key] = tokens - 1
 

@@ -23,7 +23,7 @@ from synapse_rendezvous.errors import (
     ReadRefused,
     SessionNotFound,
     StoreFull,
-    StoreUnavailable,
+    WriteContended,
 )
 from synapse_rendezvous.long_poll import Waiter, Waiters
 from synapse_rendezvous.observer import Observer
@@ -191,9 +191,13 @@ class RendezvousResource(DirectServeJsonResource):
         session_id, tag = self._dialect.id_prefix + new_random_id(), new_tag()
         try:
             session = await self._store.create(session_id, tag, write, client)
-        except StoreFull as full:
-            self._limits.enforce(full, client)
-            session = await self._store.create(session_id, tag, write, EXEMPT)  # limits are only observed
+        except StoreFull as client_full:
+            self._limits.enforce(client_full, client)
+            try:
+                session = await self._store.create(session_id, tag, write, EXEMPT)  # limits are only observed
+            except StoreFull as full:
+                self._limits.enforce(full, client)
+                raise
         self._observer.session_created(session, self._dialect.name, client)
         return self._dialect.created_response(session)
 
@@ -275,7 +279,7 @@ class RendezvousResource(DirectServeJsonResource):
                 break
             expected_tag = self._require(preconditions, session)
         else:
-            raise StoreUnavailable
+            raise WriteContended
         if preconditions.changes:
             self._observer.tags_normalised(preconditions.changes)
         # Only now: PUTs of sessions that do not exist would leave no room in the table of the limit.
@@ -299,7 +303,7 @@ class RendezvousResource(DirectServeJsonResource):
                 self._waiters.wake(session_id)
                 return self._dialect.deleted_response()
             expected_tag = self._require(preconditions, session)
-        raise StoreUnavailable
+        raise WriteContended
 
     @staticmethod
     def _require(preconditions: Preconditions, session: Session) -> bytes:

@@ -307,7 +307,7 @@ class ClockTestCase(AccountsTestCase):
         self.pass_time(20)
         self.assertEqual(10, admitted())
         self.pass_time(80)
-        self.assertIn(admitted(), range(36, 41))  # they are counted in lots of four
+        self.assertIn(admitted(), range(36, 41))  # they are counted in batches of four
 
     @parameterized.expand([(3,), (-3,)])
     def test_waiting(self, hours: float) -> None:

@@ -174,6 +174,20 @@ class ObserveTestCase(RendezvousTestCase):
             self.reactor.advance(120)
 
 
+class ObserveBytesTestCase(RendezvousTestCase):
+    """An operator who tries limits out on a server that is full."""
+
+    options: ClassVar[dict[str, Any]] = {"observe": True, "max_total_bytes": "10K", "per_client": {"max_sessions": 1}}
+
+    def test_both_limits(self) -> None:
+        """A creation over two limits, of which one is only observed, is refused by the other, and counted for both."""
+        self.create(b"x" * 6000, client_ip=ONE)
+        self.assertEqual(429, self.call("POST", "", b"x" * 6000, client_ip=ONE).code)
+        with self.assertLogs(OBSERVER, level="WARNING") as logs:
+            self.reactor.advance(60)
+        self.assertIn(f"max_total_bytes 1 times from {ONE}; per_client.max_sessions 1 times from {ONE}", logs.output[0])
+
+
 class ToldTestCase(RendezvousTestCase):
     """What the operator is told."""
 

@@ -129,6 +129,7 @@ class WritesTestCase(RendezvousTestCase):
             named = ("If-None-Match", b'"zz"')
             refused = self.call(method, self.below, b"second" if method == "PUT" else b"", named)
             self.assertEqual((503, ["1"]), (refused.code, refused.headers.getRawHeaders("Retry-After")))
+            self.assertEqual("Other writes came first each time; try again", refused.json_body["error"])
             self.assertEqual(MAX_SWAPS, len(self.asked))
             self.others_write = 0
             self.assertEqual(OTHERS.payload, self.payload())
