@@ -9,6 +9,7 @@ import pathlib
 import sys
 from collections.abc import Generator, Iterator
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -26,6 +27,9 @@ sys.path.insert(1, str(HARNESS))
 
 sys.path.append(str(ROOT / "benchmarks"))
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / "build" / "hypothesis"))
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tests")
 
 if not HARNESS.exists():
     print(f"Skipping the tests that need Synapse's harness: {HARNESS} is missing; `make test` fetches it.")

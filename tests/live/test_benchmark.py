@@ -32,6 +32,7 @@ def run(script: str, *options: str, path: str = os.environ["PATH"]) -> subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
+@pytest.mark.timing
 @needs_wrk
 @needs_redis
 def test_short_forms(tmp_path: pathlib.Path) -> None:
@@ -62,6 +63,7 @@ def test_short_forms(tmp_path: pathlib.Path) -> None:
             assert re.search(rf"^ *{re.escape(name)}  ", each.stdout, re.MULTILINE)
 
 
+@pytest.mark.timing
 @needs_wrk
 def test_shares(tmp_path: pathlib.Path) -> None:
     """The short form of the profile finds our code at work, and Synapse's and Twisted's more."""

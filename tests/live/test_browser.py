@@ -187,7 +187,7 @@ class Browser:
             };
             const embedded = args[0].flatMap(url => args[1].map(way => known[way](url)));
             // A frame whose content became a download does not settle.
-            await Promise.race([Promise.allSettled(embedded), new Promise(over => setTimeout(over, 1000))]);""",
+            await Promise.race([Promise.allSettled(embedded), new Promise(over => setTimeout(over, 3000))]);""",
             list(urls),
             ways,
         )

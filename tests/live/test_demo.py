@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from support.http_client import ask
+from support.http_client import PATIENCE_S, ask
 from support.ports import free_port
 from support.recipes import ROOT
 from synapse_rendezvous.demo.command import DEFAULT_PORT
@@ -68,7 +68,7 @@ def test_demo_serves(ending: signal.Signals) -> None:
 
     assert (0, "") == (process.returncode, errors)
     assert "Stopped" in rest
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     with socket.socket() as probe:
         while probe.connect_ex((HOST, port)) == 0:
             assert time.monotonic() < deadline

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from support.homeservers import assert_clean, new_homeserver, resident_bytes
 from support.random_requests import FIELDS, METHODS, PATHS, VALUES
 from support.servers import ENDLESS, UNLIMITED
@@ -92,6 +94,7 @@ class Client:
             self._known = [*self._known[-19:], (id_.encode(), tag.encode())]
 
 
+@pytest.mark.timing
 def test_random_requests(tmp_path: pathlib.Path) -> None:
     """No answer is a 500, each is well formed, the log stays clean, and the memory comes back."""
     homeserver = new_homeserver(tmp_path, {"ttl": "3s", "per_client": UNLIMITED, **ENDLESS})

@@ -21,7 +21,7 @@ from synapse.config.logger import DEFAULT_LOG_CONFIG
 
 from support.exchanges import MSC4108, exchange_msc4388
 from support.homeservers import assert_clean
-from support.http_client import ask
+from support.http_client import PATIENCE_S, ask
 from support.ports import free_port
 from support.programs import needs
 from support.recipes import DOCS, blocks, recipe
@@ -163,7 +163,7 @@ def test_debian_package(debian: Debian) -> None:
     assert RESTART == "sudo systemctl restart matrix-synapse"  # which we have not
     server = debian.start()
     try:
-        deadline = time.monotonic() + 30  # the log is written in blocks, by default
+        deadline = time.monotonic() + PATIENCE_S  # the log is written in blocks, by default
         while " on main" not in debian.log.read_text() and time.monotonic() < deadline:
             time.sleep(0.1)
         (line,) = debian.run(LOG).splitlines()

@@ -349,6 +349,7 @@ def test_keyboard(url: str, devices: Devices) -> None:
     assert ["status", "notice", "messages"] == laptop.chrome.execute_script(live)
 
 
+@pytest.mark.timing
 def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
     """A server that refuses, a session that expires, a server that is gone: the page says what to do, and goes on."""
     laptop, phone = devices
@@ -375,7 +376,7 @@ def test_trouble(tmp_path: pathlib.Path, devices: Devices) -> None:
         laptop.click("#restart")
         laptop.wait_for("invite")
         server.stop()
-        laptop.wait_for("stuck", timeout_s=40)
+        laptop.wait_for("stuck")
         assert "The server does not answer" == laptop.text("title")
         assert ["", "no answer"] == laptop.requests()[-1][2::2]
         server.start()

@@ -39,7 +39,7 @@ def start_chromium(profile: pathlib.Path, *flags: str, preferences: dict[str, st
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))  # type: ignore[no-any-return]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
@@ -68,7 +68,7 @@ class Device:
         self.chrome.get("about:blank")
         self.chrome.get(url)
 
-    def wait_for(self, step: str, timeout_s: float = 30) -> None:
+    def wait_for(self, step: str, timeout_s: float = 120) -> None:
         """Wait until the page shows this step; it must fit into the width of the window."""
         wait_until(lambda: step == self._of("pairing", "dataset.now"), timeout_s)
         assert self.chrome.execute_script("return document.documentElement.scrollWidth <= innerWidth;")
