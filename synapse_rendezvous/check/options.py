@@ -3,8 +3,7 @@
 import enum
 import socket
 from collections.abc import Sequence
-
-import attr
+from typing import NamedTuple
 
 DEFAULT_ORIGIN = "https://app.element.io"
 
@@ -17,8 +16,7 @@ class AddressFamily(enum.Enum):
     IPV6 = socket.AF_INET6
 
 
-@attr.s(auto_attribs=True, frozen=True, slots=True, kw_only=True)
-class CheckOptions:
+class CheckOptions(NamedTuple):
     """The options of a check.
 
     Attributes:
