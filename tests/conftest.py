@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from support.homeservers import assert_clean, new_homeserver
+from support.homeservers import new_homeserver, running
 from support.listeners import Listeners
 from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED
@@ -63,15 +63,13 @@ def _no_errors_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A Synapse process with the module, its limits out of the way."""
     config = {"per_client": UNLIMITED, **ENDLESS}
-    with new_homeserver(tmp_path_factory.mktemp("homeserver"), config) as homeserver:
+    with running(new_homeserver(tmp_path_factory.mktemp("homeserver"), config)) as homeserver:
         yield homeserver
-    assert_clean(homeserver)
 
 
 @pytest.fixture(scope="module")
 def listeners(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listeners]:
     """One homeserver for all tests of a module; they differ by where their clients are."""
     listeners = Listeners(tmp_path_factory.mktemp("homeserver"))
-    with listeners.homeserver:
+    with running(listeners.homeserver):
         yield listeners
-    assert_clean(listeners.homeserver)

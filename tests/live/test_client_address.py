@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from support.addresses import Fields, assert_counted_as_one, assert_told_apart, create, create_all
-from support.homeservers import assert_clean
+from support.homeservers import running
 from support.listeners import BURST, Listeners
 from support.proxies import ReverseProxy
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
@@ -151,10 +151,6 @@ def test_proxy_that_names_nobody(listeners: Listeners, proxy: Proxy, clients: tu
 def test_number_of_proxies(tmp_path: pathlib.Path, proxy: Proxy, clients: tuple[str, str]) -> None:
     """Told how many proxies there are instead of where, we count them, whatever else is in the header."""
     listeners = Listeners(tmp_path, trusted_proxies=2)
-    try:
-        listeners.homeserver.start()
+    with running(listeners.homeserver):
         url = proxy("nginx", proxy("haproxy", listeners.forwarded, "option forwardfor"), APPEND)
         assert_told_apart(url, clients)
-    finally:
-        listeners.homeserver.stop()
-    assert_clean(listeners.homeserver)

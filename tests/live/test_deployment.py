@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from support.exchanges import MSC4108, MSC4388, exchange_msc4108, exchange_msc4388
-from support.homeservers import MODULES, assert_clean
+from support.homeservers import MODULES, running
 from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
@@ -34,26 +34,18 @@ def test_delegation(tmp_path: pathlib.Path) -> None:
     homeserver = ThrowawayHomeserver(
         tmp_path, port=port, modules=MODULES, settings={**settings, "matrix_authentication_service": service}
     )
-    try:
-        homeserver.start()
+    with running(homeserver):
         assert ask("POST", homeserver.url + MSC4108, Content_Type="text/plain").status == 307
         exchange_msc4108(homeserver.url + MSC4108, homeserver.url)
         versions = ask("GET", f"{homeserver.url}/_matrix/client/versions").json()
         assert versions["unstable_features"]["org.matrix.msc4108"] is True
-    finally:
-        homeserver.stop()
-    assert_clean(homeserver)
 
 
 @contextlib.contextmanager
 def nginx(directory: pathlib.Path, homeserver_url: str, locations: str) -> Iterator[str]:
     """Run nginx with these locations, and yield its address; what they do not name goes to the homeserver."""
-    proxy = ReverseProxy(directory, "nginx", homeserver_url, outer=locations)
-    try:
-        proxy.start()
+    with ReverseProxy(directory, "nginx", homeserver_url, outer=locations) as proxy:
         yield proxy.url
-    finally:
-        proxy.stop()
 
 
 @needs("nginx", "nginx-light")
@@ -81,16 +73,8 @@ def worker(
     (directory / "worker.yaml").write_text(re.sub(r"port: \d+", f"port: {port}", worker_yaml))
     command = [sys.executable, "-m", "synapse.app.generic_worker", "-c", f"{directory}/homeserver.yaml"]
     process = Server(directory, "worker", port, *command, "-c", f"{directory}/worker.yaml")
-    try:
-        redis.start()
-        homeserver.start()
-        process.start()
+    with redis, running(homeserver), process:
         yield homeserver, process.url
-    finally:
-        process.stop()
-        homeserver.stop()
-        redis.stop()
-    assert_clean(homeserver)
 
 
 def settings_of_workers() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
 
 from support.exchanges import MSC4108
-from support.homeservers import assert_clean
+from support.homeservers import running
 from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
@@ -43,9 +43,8 @@ def serving(
         modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
         settings=settings,
     )
-    with homeserver:
+    with running(homeserver):
         yield homeserver
-    assert_clean(homeserver)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +53,8 @@ def with_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
     directory = tmp_path_factory.mktemp("redis")
     redis = RedisServer(directory)
     settings = {"redis": {"enabled": True, "host": HOST, "port": redis.port}}
-    try:
-        redis.start()
-        with serving(directory, {"store": "redis", "per_client": UNLIMITED, **ENDLESS}, settings) as homeserver:
-            yield homeserver
-    finally:
-        redis.stop()
+    with redis, serving(directory, {"store": "redis", "per_client": UNLIMITED, **ENDLESS}, settings) as homeserver:
+        yield homeserver
 
 
 @pytest.fixture(scope="module")

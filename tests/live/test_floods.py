@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import pytest
 
-from support.homeservers import assert_clean, behind_proxy, resident_bytes
+from support.homeservers import behind_proxy, resident_bytes, running
 from support.honest import Honest
 from support.http_client import Client, ask
 from support.servers import UNLIMITED
@@ -91,15 +91,11 @@ def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHo
     """One for all floods, with the default limits. Its log and its memory stay small, whatever comes."""
     homeserver = behind_proxy(tmp_path_factory.mktemp("homeserver"), {})
     begin_s = time.monotonic()
-    try:
-        homeserver.start()
+    with running(homeserver):
         Flood(CREATE, ["203.0.113.254"], 200, 20).send(homeserver.url)  # until the process has its working size
         before = resident_bytes(homeserver.pid)
         yield homeserver
         growth, minutes = resident_bytes(homeserver.pid) - before, (time.monotonic() - begin_s) / 60
-    finally:
-        homeserver.stop()
-    assert_clean(homeserver)
     warnings = re.findall(r".*synapse_rendezvous.* - WARNING - .*", homeserver.log.read_text(errors="replace"))
     print(f"Memory grew by {growth / 1e6:.1f} MB; {len(warnings)} lines about refusals in {minutes:.1f} minutes.")
     assert all("Requests that were over a limit and refused in the last minute: " in line for line in warnings)
@@ -238,8 +234,7 @@ def test_bounds(tmp_path: pathlib.Path) -> None:
     """
     homeserver = behind_proxy(tmp_path, {"max_sessions": 1000, "per_client": {"create": UNLIMITED["create"]}})
     honest = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.1"}
-    try:
-        homeserver.start()
+    with running(homeserver):
         session = f"{homeserver.url}{PATH}/{ask('POST', homeserver.url + PATH, b'hello', honest).json()['id']}"
         for origin, bound in ((["203.0.113.1"], 100), (network(1), 600), (addresses(400), 299)):
             flood = Flood(CREATE, origin, bound + 50, 50)
@@ -249,6 +244,3 @@ def test_bounds(tmp_path: pathlib.Path) -> None:
         assert (200, b"x" * 10240) == ask("GET", session, b"", honest)[::2]
         assert 204 == ask("DELETE", session, b"", honest).status
         assert 200 == ask("POST", homeserver.url + PATH, b"hello", honest).status
-    finally:
-        homeserver.stop()
-    assert_clean(homeserver)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from support.homeservers import assert_clean, new_homeserver, resident_bytes
+from support.homeservers import new_homeserver, resident_bytes, running
 from support.random_requests import FIELDS, METHODS, PATHS, VALUES
 from support.servers import ENDLESS, UNLIMITED
 from support.wire import Wire
@@ -105,16 +105,12 @@ def test_random_requests(tmp_path: pathlib.Path) -> None:
             list(pool.map(lambda client: client.run(count // CONNECTIONS), clients))
         return sum((client.statuses for client in clients), Counter())
 
-    try:
-        homeserver.start()
+    with running(homeserver):
         fuzz(seed=1000, count=5000)  # until the process has reached its working size
         before = resident_bytes(homeserver.pid)
         statuses = fuzz(seed=0, count=REQUESTS)
         time.sleep(15)  # ttl and a sweep: what is left now is lost
         growth = resident_bytes(homeserver.pid) - before
-    finally:
-        homeserver.stop()
-    assert_clean(homeserver)
 
     print(f"{REQUESTS} requests: {sorted(statuses.items())}; memory grew by {growth / 1e6:.1f} MB")
     assert not [status for status in statuses if status >= 500]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from support.homeservers import assert_clean
+from support.homeservers import running
 from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
@@ -179,17 +179,11 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         settings=settings,
     )
     prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), metrics_port)
-    try:
-        homeserver.start()
-        prometheus.start()
+    with running(homeserver), prometheus:
         # From zero on, or the first of each would not count as an increase.
         assert until(lambda: prometheus.values("synapse_rendezvous_created_total") != [])
         play(homeserver.url, f"http://{HOST}:{metrics_port}/_synapse/metrics")
         yield prometheus
-    finally:
-        prometheus.stop()
-        homeserver.stop()
-    assert_clean(homeserver)
 
 
 @needs("prometheus", "prometheus")

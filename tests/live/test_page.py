@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from support.chromium import Device, start_chromium, wait_until
-from support.homeservers import assert_clean, new_homeserver
+from support.homeservers import new_homeserver, running
 from support.http_client import Answer, ask
 from support.ports import free_port
 from support.proxies import ReverseProxy
@@ -41,9 +41,8 @@ def page_of(server: ThrowawayHomeserver) -> Page:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A homeserver with the default configuration, as the demonstration has it."""
-    with new_homeserver(tmp_path_factory.mktemp("homeserver")) as server:
+    with running(new_homeserver(tmp_path_factory.mktemp("homeserver"))) as server:
         yield server
-    assert_clean(server)
 
 
 @pytest.fixture(scope="module")

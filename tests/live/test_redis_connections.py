@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.homeservers import MODULES, assert_clean
+from support.homeservers import MODULES, running
 from support.http_client import PATIENCE_S, ask
 from support.ports import free_port
 from support.programs import needs
@@ -61,8 +61,7 @@ def test_sessions_and_wake_ups(redis: tuple[RedisServer, dict[str, Any]], tmp_pa
     homeserver = ThrowawayHomeserver(
         tmp_path, port=free_port(), modules=MODULES, settings={"redis": settings, "worker_replication_secret": "x"}
     )
-    try:
-        homeserver.start()
+    with running(homeserver):
         created = ask("POST", homeserver.url + PATH, b"hello")
         session = f"{PATH}/{created.json()['id']}"
         assert (200, 200) == (created.status, ask("GET", homeserver.url + session).status)
@@ -71,6 +70,3 @@ def test_sessions_and_wake_ups(redis: tuple[RedisServer, dict[str, Any]], tmp_pa
         while f"{CHANNEL}\n1\n" != tell("PUBSUB", "NUMSUB", CHANNEL):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
-    finally:
-        homeserver.stop()
-    assert_clean(homeserver)

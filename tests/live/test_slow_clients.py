@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from support import wire
-from support.homeservers import assert_clean, behind_proxy
+from support.homeservers import behind_proxy, running
 from support.honest import Honest
 from support.http_client import Answer, Client
 from support.programs import needs
@@ -52,13 +52,9 @@ CONFIG = {
 def homeserver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
     """A homeserver whose room for sessions, bytes and waiting requests is known, which tells of nothing wrong."""
     homeserver = behind_proxy(tmp_path_factory.mktemp("homeserver"), CONFIG)
-    try:
-        homeserver.start()
+    with running(homeserver):
         begun = len(homeserver.log.read_text(errors="replace"))
         yield homeserver
-    finally:
-        homeserver.stop()
-    assert_clean(homeserver)
     warnings = re.findall(r".* - WARNING - .*", homeserver.log.read_text(errors="replace")[begun:])
     # The tests find out how much room there is, and slowhttptest asks without a proxy.
     expected = ("over a limit and refused in the last minute: max_", "without a usable client address")

@@ -225,11 +225,8 @@ def proxy(
 ) -> Iterator[ReverseProxy]:
     """A proxy that would break everything, but for what is printed for it."""
     proxy = healthy(tmp_path_factory.mktemp("proxy"), request.param, [listeners.forwarded])
-    try:
-        proxy.start()
+    with proxy:
         yield proxy
-    finally:
-        proxy.stop()
 
 
 # What a proxy may say by itself, and what concerns one connection. And Pragma, which repeats Cache-Control for programs
@@ -372,12 +369,9 @@ def test_nothing_else(tmp_path: pathlib.Path, listeners: Listeners, product: str
     """What is printed is enough where nothing stands beside it, as well."""
     snippet = render(product, host=HOST, upstream=listeners.forwarded.removeprefix("http://"))
     proxy = minimal(tmp_path, product, snippet, listeners.forwarded)
-    try:
-        proxy.start()
+    with proxy:
         assert_told_apart(proxy.url, (next(_addresses), next(_addresses)))
         assert_refuses_what_is_far_too_large(proxy.url)
-    finally:
-        proxy.stop()
 
 
 class Breaking(socketserver.StreamRequestHandler):
@@ -437,12 +431,9 @@ def test_flood_guard(tmp_path: pathlib.Path, listeners: Listeners, product: str,
         assert rate in snippet
         snippet = snippet.replace(rate, slow)
     proxy = minimal(tmp_path, product, snippet, listeners.forwarded)
-    try:
-        proxy.start()
+    with proxy:
         flooder, other = Device(proxy.url, next(_addresses)), Device(proxy.url, next(_addresses))
         statuses = [flooder.ask("GET", PATH, {}).status for _ in range(12)]
         assert set(statuses) == {200, 429}
         assert statuses[:4] == [200] * 4
         assert other.ask("GET", PATH, {}).status == 200
-    finally:
-        proxy.stop()

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import pytest
 
 from support.devices import Pair, Record, Reply
-from support.homeservers import assert_clean, errors, new_homeserver
+from support.homeservers import errors, new_homeserver, running
 from support.http_client import PATIENCE_S, ask
 from support.programs import needs
 from support.pulse import Pulse
@@ -64,9 +64,8 @@ class Processes(NamedTuple):
 
 @pytest.fixture(scope="module")
 def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
-    with new_homeserver(tmp_path_factory.mktemp("memory"), CONFIG) as homeserver:
+    with running(new_homeserver(tmp_path_factory.mktemp("memory"), CONFIG)) as homeserver:
         yield homeserver
-    assert_clean(homeserver)
 
 
 @pytest.fixture(scope="module")

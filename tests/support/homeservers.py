@@ -1,9 +1,10 @@
 """Homeservers with the module, each a Synapse process of its own."""
 
+import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from support.ports import free_port
@@ -40,6 +41,14 @@ def behind_proxy(
     listener = {"port": port, "bind_addresses": [HOST], "type": "http", "x_forwarded": True}
     listeners = {"listeners": [{**listener, "resources": [{"names": ["client"]}]}]}
     return new_homeserver(directory, config, {**listeners, **(settings or {})}, port=port)
+
+
+@contextlib.contextmanager
+def running(homeserver: ThrowawayHomeserver) -> Iterator[ThrowawayHomeserver]:
+    """Run a homeserver while a `with` statement lasts, and fail if its log is not clean."""
+    with homeserver:
+        yield homeserver
+    assert_clean(homeserver)
 
 
 def resident_bytes(pid: int) -> int:

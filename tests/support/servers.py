@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from support.http_client import NoAnswer, ask
+from support.http_client import PATIENCE_S, NoAnswer, ask
 from support.ports import free_port
 from support.programs import find_program
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, START_TIMEOUT_S, DidNotStart, ThrowawayHomeserver
@@ -69,7 +69,11 @@ class Program:
             time.sleep(0.02)
 
     def __enter__(self: Self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:  # an interrupt, too, must leave nothing behind
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -127,7 +131,10 @@ class RedisServer(Program):
         """Send one command and return the answer as it is on the wire, such as `+PONG` and a line break."""
         values = [word.encode() if isinstance(word, str) else word for word in words]
         lines = b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
-        with socket.create_connection((HOST, self.port), timeout=5) as connection, connection.makefile("rb") as answer:
+        with (
+            socket.create_connection((HOST, self.port), timeout=PATIENCE_S) as connection,
+            connection.makefile("rb") as answer,
+        ):
             connection.sendall(b"*%d\r\n%b*1\r\n$4\r\nQUIT\r\n" % (len(values), lines))  # so the answer has an end
             return answer.read().removesuffix(b"+OK\r\n")
 
