@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.chromium import start_chromium, wait_until
+from support.chromium import start_chromium
 from support.homeservers import new_homeserver, running
 from support.http_client import ask
 from support.proxies import ReverseProxy
 from support.servers import UNLIMITED
+from support.until import wait_until
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 if TYPE_CHECKING:

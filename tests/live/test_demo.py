@@ -5,14 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
 
-from support.http_client import PATIENCE_S, ask
+from support.http_client import ask
 from support.ports import free_port
 from support.recipes import ROOT
+from support.until import wait_until
 from synapse_rendezvous.demo.command import DEFAULT_PORT
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.paths import MSC3886
@@ -68,11 +68,8 @@ def test_demo_serves(ending: signal.Signals) -> None:
 
     assert (0, "") == (process.returncode, errors)
     assert "Stopped" in rest
-    deadline = time.monotonic() + PATIENCE_S
     with socket.socket() as probe:
-        while probe.connect_ex((HOST, port)) == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: probe.connect_ex((HOST, port)) != 0)
 
 
 def test_demo_mistakes() -> None:

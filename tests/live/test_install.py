@@ -10,7 +10,6 @@ import pathlib
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,11 +20,12 @@ from synapse.config.logger import DEFAULT_LOG_CONFIG
 
 from support.exchanges import MSC4108, exchange_msc4388
 from support.homeservers import running
-from support.http_client import PATIENCE_S, ask
+from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
 from support.recipes import DOCS, blocks, recipe
 from support.servers import Server
+from support.until import wait_until
 from synapse_rendezvous import RendezvousModule, __version__
 from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver
@@ -163,9 +163,7 @@ def test_debian_package(debian: Debian) -> None:
     assert RESTART == "sudo systemctl restart matrix-synapse"  # which we have not
     server = debian.start()
     try:
-        deadline = time.monotonic() + PATIENCE_S  # the log is written in blocks, by default
-        while " on main" not in debian.log.read_text() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: " on main" in debian.log.read_text())  # it is written in blocks, by default
         (line,) = debian.run(LOG).splitlines()
         (shown,) = re.findall(r"^(synapse_rendezvous .* on main: .*)…$", PAGE, re.MULTILINE)
         assert shown in line

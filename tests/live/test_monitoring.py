@@ -6,9 +6,8 @@ import pathlib
 import re
 import subprocess
 import threading
-import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from support.ports import free_port
 from support.programs import needs
 from support.recipes import DOCS, ROOT, recipe
 from support.servers import Server
+from support.until import wait_until
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 TESTS = pathlib.Path(__file__).parent / "alerts.yml"
@@ -113,16 +113,6 @@ class Prometheus(Server):
         return [(series["metric"], float(series["value"][1])) for series in self.get("query", query=query)["result"]]
 
 
-def until(is_so: Callable[[], bool]) -> bool:
-    """Wait until something is so, and return whether it is."""
-    deadline = time.monotonic() + 60
-    while not is_so():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.3)
-    return True
-
-
 def play(url: str, metrics_url: str) -> None:
     """Let happen, once at least, whatever has a metric and can happen without Redis."""
 
@@ -142,7 +132,7 @@ def play(url: str, metrics_url: str) -> None:
     waiting = threading.Thread(target=ask, args=("GET", f"{paired}?timeout=9000"), kwargs={"If_None_Match": first})
     waiting.start()
     waits = b'\nsynapse_rendezvous_waiting{server_name="rendezvous.localhost"} 1.0'
-    assert until(lambda: waits in ask("GET", metrics_url).content)
+    wait_until(lambda: waits in ask("GET", metrics_url).content)
     tag = put(paired, first, b"it is me")
     waiting.join()
     put(paired, first, b"it is me")  # once more, as a proxy might
@@ -181,7 +171,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
     prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), metrics_port)
     with running(homeserver), prometheus:
         # From zero on, or the first of each would not count as an increase.
-        assert until(lambda: prometheus.values("synapse_rendezvous_created_total") != [])
+        wait_until(lambda: prometheus.values("synapse_rendezvous_created_total") != [])
         play(homeserver.url, f"http://{HOST}:{metrics_port}/_synapse/metrics")
         yield prometheus
 
@@ -197,7 +187,7 @@ def test_every_panel_shows_something(prometheus: Prometheus, panel: dict[str, An
             values = [value for _, value in prometheus.values(query)]
             return values != [] and not any(map(math.isnan, values))
 
-        assert until(is_shown), query
+        wait_until(is_shown, about=query)
         labels = re.findall(r"{{(\w+)}}", target["legendFormat"])
         assert all(set(labels) <= set(series) for series, _ in prometheus.values(query)), (query, labels)
 
@@ -209,10 +199,10 @@ def test_every_alert_is_evaluated(prometheus: Prometheus) -> None:
     def rules() -> list[dict[str, Any]]:
         return [rule for group in prometheus.get("rules")["groups"] for rule in group["rules"]]
 
-    assert until(lambda: all(rule["health"] == "ok" for rule in rules())), rules()
+    wait_until(lambda: all(rule["health"] == "ok" for rule in rules()))
     assert [alert["alert"] for alert in ALERTS] == [rule["name"] for rule in rules()]
     fires = 'ALERTS{alertname="RendezvousProxyRewritesTags", alertstate="firing"}'
-    assert until(lambda: {"weak", "suffix", "unquoted"} == {series["kind"] for series, _ in prometheus.values(fires)})
+    wait_until(lambda: {"weak", "suffix", "unquoted"} == {series["kind"] for series, _ in prometheus.values(fires)})
     others = 'ALERTS{severity="critical"} or ALERTS{alertname="RendezvousErrors"}'
     assert [] == [series["alertname"] for series, _ in prometheus.values(others)]
 

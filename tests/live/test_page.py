@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from support.chromium import Device, start_chromium, wait_until
+from support.chromium import Device, start_chromium
 from support.homeservers import new_homeserver, running
 from support.http_client import Answer, ask
 from support.ports import free_port
 from support.proxies import ReverseProxy
+from support.until import wait_until
 from synapse_rendezvous.demo.certificate import Certificate
 from synapse_rendezvous.demo.page import LONGEST_LINK, Page
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
@@ -202,14 +203,19 @@ def test_both_write_at_once(url: str, devices: Devices) -> None:
     """Where both write at the same moment, one is refused, is told why, and nothing is lost."""
     laptop, phone = devices
     connect(devices, url)
-    slow = {"offline": False, "latency": 1500, "downloadThroughput": -1, "uploadThroughput": -1}
+    slow = {"offline": False, "latency": 3000, "downloadThroughput": -1, "uploadThroughput": -1}
     laptop.chrome.execute_cdp_cmd("Network.enable", {})
     laptop.chrome.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
     phone.send("wakes what waits, so that the next waits slowly")
     wait_until(lambda: 1 == len(laptop.messages("there")))
     wait_until(lambda: "waits" == laptop.requests()[-1][1])
+
+    def written() -> int:
+        return sum(row[:2] == ["PUT", "202"] for row in phone.requests())
+
+    before = written()
     phone.send("mine")
-    wait_until(lambda: "202" == phone.requests()[-1][1] or "waits" == phone.requests()[-1][1])
+    wait_until(lambda: before < written())
     laptop.send("mine")
     wait_until(lambda: ["mine"] == phone.messages("there"))
     laptop.chrome.execute_cdp_cmd("Network.emulateNetworkConditions", {**slow, "latency": 0})

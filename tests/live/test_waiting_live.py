@@ -21,11 +21,12 @@ import pytest
 
 from support.devices import Pair, Record, Reply
 from support.homeservers import errors, new_homeserver, running
-from support.http_client import PATIENCE_S, ask
+from support.http_client import ask
 from support.programs import needs
 from support.pulse import Pulse
 from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED, Worker, WorkerStack
+from support.until import wait_until
 from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 
 PATH = "/_synapse/client/rendezvous"
@@ -362,10 +363,7 @@ def test_lost_wake_up(stack: WorkerStack) -> None:
 
     with Pulse(stack.urls) as pulse:
         lost_s = asyncio.run(deliver(loses=True))
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not listen():
-            assert time.monotonic() < deadline_s
-            time.sleep(0.05)
+        wait_until(listen)
         late_s = [asyncio.run(deliver(loses=False)) for _ in range(20)]
     print(f"Without its wake-up, news came after {lost_s:.2f} s; then after {max(late_s) * 1000:.0f} ms at most")
     assert lost_s < 5 + LATE_S + pulse.longest_s

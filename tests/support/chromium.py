@@ -3,11 +3,11 @@
 import io
 import pathlib
 import shutil
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from support.until import wait_until
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -39,13 +39,6 @@ def start_chromium(profile: pathlib.Path, *flags: str, preferences: dict[str, st
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))  # type: ignore[no-any-return]
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 class Device:
     """A browser on the page of the demonstration.
 
@@ -68,9 +61,9 @@ class Device:
         self.chrome.get("about:blank")
         self.chrome.get(url)
 
-    def wait_for(self, step: str, timeout_s: float = 120) -> None:
+    def wait_for(self, step: str) -> None:
         """Wait until the page shows this step; it must fit into the width of the window."""
-        wait_until(lambda: step == self._of("pairing", "dataset.now"), timeout_s)
+        wait_until(lambda: step == self._of("pairing", "dataset.now"))
         assert self.chrome.execute_script("return document.documentElement.scrollWidth <= innerWidth;")
 
     def text(self, name: str) -> str:

@@ -9,6 +9,7 @@ import attr
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 
+from support.until import HANGS_S
 from synapse_rendezvous.clock import monotonic_s
 from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.homeserver import RedisConnection
@@ -41,10 +42,6 @@ def quotas_of(changes: dict[str, int]) -> Quotas:
     """Return quotas with these changes. A store is crowded only where a test says so."""
     crowded = changes.get("max_sessions", QUOTAS.max_sessions)
     return attr.evolve(QUOTAS, **{"crowded_sessions": crowded, **changes})
-
-
-HANGS_S = 120
-"""What is not done by then never will be, however busy the machine is."""
 
 
 def result(coroutine: Coroutine[Deferred[Any], Any, T], within_s: float | None = None) -> T:

@@ -11,9 +11,10 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 from PIL import Image
 
-from support.chromium import Device, start_chromium, wait_until
+from support.chromium import Device, start_chromium
 from support.homeservers import new_homeserver
 from support.recipes import ROOT
+from support.until import wait_until
 from synapse_rendezvous.demo.page import Page
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.paths import MSC3886

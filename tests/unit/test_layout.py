@@ -23,13 +23,18 @@ def imported(path: pathlib.Path) -> set[str]:
     return found
 
 
+OTHER_CLIENTS = {"aiohttp", "asyncio.open_connection", "http.client", "httpx", "requests", "treq", "urllib.request"}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
 def test_imports(path: pathlib.Path) -> None:
-    """Nothing is imported from a test module, nor from conftest; and only live tests start a homeserver."""
+    """Nothing is imported from a test module or conftest; live tests alone start homeservers; there is one client."""
     names = imported(path)
     assert not names & {"conftest", *(module.stem for module in TESTS.rglob("test_*.py"))}
     if path.parent.name in ("unit", "synapse"):
         assert not [name for name in names if "ThrowawayHomeserver" in name or name == "support.homeservers"]
+    if path.name != "http_client.py":
+        assert not names & OTHER_CLIENTS, "requests are sent by support/http_client.py"
 
 
 def test_names() -> None:
