@@ -5,6 +5,7 @@ import json
 from typing import Any, ClassVar
 from unittest.mock import patch
 
+from tests.server import TestHomeServer
 from tests.unittest import HomeserverTestCase
 
 from synapse_rendezvous import clock
@@ -28,6 +29,14 @@ def age_by(case: Any, reactor: Any) -> None:
     case.addCleanup(monotonic.stop)
 
 
+class UntouchedHomeserver(TestHomeServer):
+    """A homeserver whose database is as a new one is.
+
+    On homeservers of the class that it is made of, Synapse's harness lets old databases be brought up to date, which
+    takes half of each test's time and changes nothing for us.
+    """
+
+
 class RendezvousTestCase(HomeserverTestCase):
     """A homeserver with the module."""
 
@@ -45,6 +54,9 @@ class RendezvousTestCase(HomeserverTestCase):
         age_by(self, reactor)
         return super().make_homeserver(reactor, synapse_clock)
 
+    def setup_test_homeserver(self, *arguments: Any, **more: Any) -> Any:
+        return super().setup_test_homeserver(*arguments, **{"homeserver_to_use": UntouchedHomeserver, **more})
+
     def collect_garbage(self) -> None:
         """Let Python collect garbage in this test, which Synapse's harness has switched off; it does so between tests.
 
@@ -55,6 +67,12 @@ class RendezvousTestCase(HomeserverTestCase):
         gc.enable()
         self.addCleanup(gc.disable)
         self.addCleanup(gc.collect)
+
+    def make_request(self, *arguments: Any, **more: Any) -> Any:
+        """Send a request, and take the reactor's next turn, too, in which waiters are woken."""
+        channel = super().make_request(*arguments, **more)
+        self.reactor.advance(0)
+        return channel
 
     def create_resource_dict(self) -> dict[str, Any]:
         return {**super().create_resource_dict(), **self.hs._module_web_resources}
