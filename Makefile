@@ -4,14 +4,45 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: run test lint format screenshots bench bench-million performance package test-oldest clean
+# Three files at a time, each in one process; tests that measure time or load the machine run alone.
+TESTS := $(BIN)/python -m pytest -n 3 --dist loadfile -m "not timing"
+TIMING_TESTS := $(BIN)/python -m pytest -m timing
+IN_PROCESS := tests/unit tests/synapse
+
+.PHONY: run test test-long test-oldest test-pythons coverage lint format screenshots bench bench-million performance package clean
 
 run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
 
-test: .venv/dev ## Run all tests. Options for pytest: make test ARGS="-k preconditions"
+test: .venv/dev ## Run all tests; with options for pytest, those alone: make test ARGS="-k preconditions"
 	$(BIN)/python tests/tools/fetch_synapse_tests.py
+ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
+else
+	$(TESTS) $(IN_PROCESS) $(if $(CI),--cov)
+	$(TESTS) tests/live
+	$(TIMING_TESTS)
+endif
+
+test-long: export FUZZ_REQUESTS = 100000
+test-long: export FUZZ_RESOURCE_REQUESTS = 100000
+test-long: export MODEL_STEPS = 20000
+test-long: export OPENAPI_EXAMPLES = 100
+test-long: export RENDEZVOUS = 2000
+test-long: export RACES = 10000
+test-long: export WAITS = 20000
+test-long: export FLOOD = 40000
+test-long: export FLOOD_S = 20
+test-long: export SLOW_CLIENTS = 500
+test-long: export SLOW_S = 5
+test-long: .venv/dev ## Run all tests, those with random input or load in their long forms.
+	$(BIN)/python tests/tools/fetch_synapse_tests.py
+	$(TESTS)
+	$(TIMING_TESTS)
+
+coverage: .venv/dev ## Show which lines and branches the tests in tests/unit and tests/synapse reach.
+	$(BIN)/python tests/tools/fetch_synapse_tests.py
+	$(TESTS) $(IN_PROCESS) --cov
 
 lint: .venv/dev ## Check style, types and layers.
 	$(BIN)/ruff check .
@@ -41,11 +72,14 @@ performance: .venv/dev ## Write the tables and plots of docs/performance.md.
 package: .venv/dev ## Build wheel and sdist, install each into an empty environment, and start from it.
 	$(BIN)/python tests/tools/check_package.py
 
-test-oldest: .venv/dev ## Run the tests with the oldest Synapse supported.
+test-oldest: .venv/dev ## Run the tests that touch Synapse with the oldest Synapse supported and the lowest releases of what we require.
 	$(BIN)/tox run -e oldest
 
+test-pythons: .venv/dev ## Run the tests with each Python that is there; one that is missing is named and left out.
+	$(BIN)/tox run -e py312,py313
+
 clean: ## Remove everything that the other targets made.
-	rm -rf .venv .tox build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis _trial_temp*
+	rm -rf .venv .tox build dist .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis _trial_temp*
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
