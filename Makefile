@@ -92,5 +92,6 @@ clean: ## Remove everything that the other targets made.
 
 .venv/dev: .venv/bin/python setup.cfg pyproject.toml
 	@echo "Installing Synapse and the tools for tests into .venv (once, about a minute) ..."
-	@$(PIP) install --editable '.[dev]'
+	@$(PIP) install uv # installs in seconds; it does not read pip's configuration, so pip is tried where it fails
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable '.[dev]' || $(PIP) install --editable '.[dev]'
 	@touch $@ .venv/run
