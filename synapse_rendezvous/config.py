@@ -35,6 +35,9 @@ LIMIT_KEYS = 5000
 LIMIT_BYTES = LIMIT_KEYS * 550
 """What its tables take, at most."""
 
+PREPAID_BYTES = 150
+"""What the prepaid tokens of one more session take in each of the two limits for sessions."""
+
 
 @attr.s(auto_attribs=True, frozen=True, slots=True)
 class RateLimit:
@@ -215,4 +218,5 @@ class RendezvousConfig:
             + self.max_sessions * SESSION_BYTES
             + self.long_poll.max_waiting * WAITING_BYTES
             + LIMITS * LIMIT_BYTES
+            + 2 * max(0, self.max_sessions - LIMIT_KEYS) * PREPAID_BYTES
         )

@@ -66,6 +66,7 @@ STATUS_OUTCOMES = {
     403: "forbidden",
     404: "not_found",
     405: "bad_request",
+    409: "precondition_failed",
     412: "precondition_failed",
     413: "too_large",
     429: "limited",

@@ -97,15 +97,18 @@ def _between_commas(value: bytes) -> Iterator[list[re.Match[bytes]]]:
 
 # IMF-fixdate and the two obsolete forms (RFC 9110 section 5.6.7).
 _DATES = ("%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y")
+_LEAP_SECOND = re.compile(r":60 ")
 
 
 def parse_date(lines: Sequence[bytes]) -> int | None:
     """Return a date field in seconds since the epoch; None if absent or not one date (RFC 9110 section 13.1.3)."""
     if len(lines) != 1:
         return None
+    # `datetime` knows no leap seconds, which a date may name.
+    text, leap_s = _LEAP_SECOND.subn(":59 ", lines[0].decode("latin-1"))
     for form in _DATES:
         with contextlib.suppress(ValueError):
-            return calendar.timegm(datetime.strptime(lines[0].decode("latin-1"), form).timetuple())
+            return calendar.timegm(datetime.strptime(text, form).timetuple()) + leap_s
     return None
 
 

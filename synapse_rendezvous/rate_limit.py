@@ -23,14 +23,17 @@ class Limit:
     Args:
         ratelimiter: Synapse's, for this limit alone.
         rate: the tokens of a bucket and how fast they come back.
+        max_prepaid: the most keys in the cache; with more than that in use, all of them have first batches again and
+            again.
 
     Attributes:
+        max_prepaid: see above.
         batch: the tokens of a batch; 0 if the burst is too small for batches.
         prepaid: the tokens that are left of each key's last batch.
     """
 
     MAX_KEYS = LIMIT_KEYS
-    """The most keys that the limiter tracks (Synapse prunes idle ones), and the most that the cache does."""
+    """The most keys that the limiter tracks; Synapse prunes idle ones."""
 
     OVERFLOW_BUCKET = (OTHERS, 100)
     """The bucket of all further keys, and how many times the rate of one it has."""
@@ -38,7 +41,8 @@ class Limit:
     BATCHES_IN_BURST = 10
     MAX_BATCH = 25
 
-    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit) -> None:
+    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, max_prepaid: int = LIMIT_KEYS) -> None:
+        self.max_prepaid = max_prepaid
         self._ratelimiter = ratelimiter
         self._rate = rate
         batch = min(rate.burst_count // self.BATCHES_IN_BURST, self.MAX_BATCH)
@@ -97,17 +101,18 @@ class Limits:
     """
 
     def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observer: Observer) -> None:
-        def limit(name: LimitName, rate: RateLimit) -> Limit:
-            return Limit(homeserver.ratelimiter(name, rate), rate)
+        def limit(name: LimitName, rate: RateLimit, max_prepaid: int = LIMIT_KEYS) -> Limit:
+            return Limit(homeserver.ratelimiter(name, rate), rate, max_prepaid)
 
+        max_sessions = max(LIMIT_KEYS, config.max_sessions)
         self._observer = observer
         self._is_enforced = not config.observe
         self.client_create = limit(LimitName.CLIENT_CREATE, config.per_client.create)
         self.client_read = limit(LimitName.CLIENT_READ, config.per_client.read)
         self.client_write = limit(LimitName.CLIENT_WRITE, config.per_client.write)
         self.client_miss = limit(LimitName.CLIENT_MISS, config.per_client.miss)
-        self.session_read = limit(LimitName.SESSION_READ, config.per_session.read)
-        self.session_write = limit(LimitName.SESSION_WRITE, config.per_session.write)
+        self.session_read = limit(LimitName.SESSION_READ, config.per_session.read, max_sessions)
+        self.session_write = limit(LimitName.SESSION_WRITE, config.per_session.write, max_sessions)
 
     def take(
         self,
@@ -128,6 +133,7 @@ class Limits:
             LimitExceededError: a bucket is empty, and limits are enforced.
         """
         for limit, keys in charges:
+            is_refused = is_done  # one request is refused once at most by a limit, whichever network is over it
             # From the widest network inwards: a request that the widest refuses takes no place in the table.
             for key, share in reversed(keys):
                 tokens = limit.prepaid.get(key, limit.batch)
@@ -135,12 +141,14 @@ class Limits:
                     try:
                         tokens = limit.take_batch(key, share, pause_s)
                     except LimitExceededError as refusal:
-                        if not is_done:
+                        if not is_refused:
+                            is_refused = True
                             self.enforce(refusal, client)
                         tokens = 1
-                if len(limit.prepaid) >= limit.MAX_KEYS and key not in limit.prepaid:
-                    limit.prepaid.clear()  # which gives every key a first batch again
-                limit.prepaid[key] = tokens - 1
+                if limit.batch:
+                    if len(limit.prepaid) >= limit.max_prepaid and key not in limit.prepaid:
+                        limit.prepaid.clear()  # which gives every key a first batch again
+                    limit.prepaid[key] = tokens - 1
 
     def check(self, client: str, limit: Limit, key: str) -> None:
         """Take nothing, but raise as `take` would."""

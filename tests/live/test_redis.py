@@ -348,8 +348,11 @@ def test_keys_fall_together(store: RedisSessionStore, redis: RedisServer, lost: 
     assert b":1\r\n" == redis.command("LLEN", KEYS[1])
 
 
-def test_memory_a_session_takes(connect: Callable[..., Any], redis: RedisServer) -> None:
+def test_memory_a_session_takes(
+    connect: Callable[..., Any], redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A session of 1 KiB takes at most 400 bytes beside its payload, all keys included."""
+    monkeypatch.setattr(RedisLink, "DEADLINE_S", 60)  # a hundred creations at once may take long on a busy machine
     count, size = 10_000, 1024
     store = redis_store(connect(), now_ms, max_sessions=count, max_total_bytes=count * size, max_client_sessions=count)
     create(store)

@@ -237,7 +237,7 @@ class FuzzTestCase(RendezvousTestCase):
         self.most_keys = max(self.most_keys, *(len(limit._ratelimiter.actions) for limit in self.limits()))
         assert self.most_keys <= Limit.MAX_KEYS + 1  # and the one that the others share
         for limit in self.limits():
-            assert len(limit.prepaid) <= Limit.MAX_KEYS
+            assert len(limit.prepaid) <= limit.max_prepaid
 
     def resident_bytes(self) -> int:
         gc.collect()

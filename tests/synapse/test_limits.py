@@ -179,6 +179,16 @@ class ObserveBytesTestCase(RendezvousTestCase):
 
     options: ClassVar[dict[str, Any]] = {"observe": True, "max_total_bytes": "10K", "per_client": {"max_sessions": 1}}
 
+    def test_one_request_counts_once(self) -> None:
+        """A request that is over the limit of its client and of the networks around it is counted once."""
+        for number in range(6 * 40 + 40 + 1):  # what the /48 network may, and then as much as the /64 may
+            self.call("GET", f"/{number:022}", client_ip="2001:db8:1:203::9")
+        with self.assertLogs(OBSERVER, level="WARNING") as logs:
+            self.reactor.advance(60)
+        refused = int(logs.output[0].split("per_client.miss ")[1].split(" times")[0])
+        self.assertLessEqual(refused, 6 * 40 + 40 + 1 - 30)
+        self.assertGreater(refused, 200)
+
     def test_both_limits(self) -> None:
         """A creation over two limits, of which one is only observed, is refused by the other, and counted for both."""
         self.create(b"x" * 6000, client_ip=ONE)
@@ -278,7 +288,7 @@ class BatchesTestCase(RendezvousTestCase):
         for number in range(20_000):
             address = f"10.0.{number >> 8}.{number & 255}"
             limits.take(address, (limits.client_read, ((address, 1),)))
-        self.assertLessEqual(len(limits.client_read.prepaid), Limit.MAX_KEYS)
+        self.assertLessEqual(len(limits.client_read.prepaid), limits.client_read.max_prepaid)
 
     def test_check(self) -> None:
         """To check takes nothing; it refuses exactly when taking would."""

@@ -85,6 +85,13 @@ def test_store_failures(observer: Observer, clock: Clock, caplog: pytest.LogCapt
     assert 0 == sample("store_down")
 
 
+def test_conflict(observer: Observer) -> None:
+    """A conflict of MSC4388 is no defect, but a precondition that failed."""
+    before = sample("requests_total", method="PUT", outcome="precondition_failed")
+    observer.request_answered(b"PUT", 409)
+    assert 1 == sample("requests_total", method="PUT", outcome="precondition_failed") - before
+
+
 def test_any_request(observer: Observer) -> None:
     """Methods and statuses that nobody foresaw are counted too, without a label of their own."""
     before = sample("requests_total", method="other", outcome="error")

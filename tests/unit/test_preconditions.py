@@ -189,6 +189,8 @@ PROCEED, NOT_MODIFIED, FAILED = (
         # the obsolete forms of dates, and what is no date
         ({"If-Modified-Since": b"Sunday, 06-Nov-94 08:49:37 GMT"}, NOT_MODIFIED, PROCEED),
         ({"If-Modified-Since": b"Sun Nov  6 08:49:37 1994"}, NOT_MODIFIED, PROCEED),
+        ({"If-Unmodified-Since": b"Fri, 30 Jun 1972 23:59:60 GMT"}, FAILED, FAILED),
+        ({"If-Modified-Since": b"Sat Dec 31 23:59:60 2016"}, NOT_MODIFIED, PROCEED),
         ({"If-Unmodified-Since": b"yesterday"}, PROCEED, PROCEED),
         ({"If-Modified-Since": b"Sun, 99 Nov 1994 08:49:37 GMT"}, PROCEED, PROCEED),
         ({"If-Modified-Since": b"Sun, 06 Nov 1994 09:49:37 +0100"}, PROCEED, PROCEED),
