@@ -15,7 +15,7 @@ from support.random_requests import FIELDS, METHODS, PATHS, VALUES
 from support.servers import ENDLESS, UNLIMITED
 from support.wire import Wire
 
-REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "10000"))
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "3000"))
 CONNECTIONS = 8
 
 
