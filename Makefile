@@ -4,8 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# Three files at a time, each in one process; tests that measure time or load the machine run alone.
-TESTS := $(BIN)/python -m pytest -n 3 --dist loadfile -m "not timing"
+# Four files at a time, each in one process; tests that measure time or load the machine run alone.
+TESTS := $(BIN)/python -m pytest -n 4 --dist loadfile -m "not timing"
 TIMING_TESTS := $(BIN)/python -m pytest -m timing
 IN_PROCESS := tests/unit tests/synapse
 

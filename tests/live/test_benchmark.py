@@ -32,7 +32,6 @@ def run(script: str, *options: str, path: str = os.environ["PATH"]) -> subproces
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
-@pytest.mark.timing
 @needs_wrk
 @needs_redis
 def test_short_forms(tmp_path: pathlib.Path) -> None:
@@ -63,7 +62,6 @@ def test_short_forms(tmp_path: pathlib.Path) -> None:
             assert re.search(rf"^ *{re.escape(name)}  ", each.stdout, re.MULTILINE)
 
 
-@pytest.mark.timing
 @needs_wrk
 def test_shares(tmp_path: pathlib.Path) -> None:
     """The short form of the profile finds our code at work, and Synapse's and Twisted's more."""
@@ -71,6 +69,14 @@ def test_shares(tmp_path: pathlib.Path) -> None:
     assert 0 == done.returncode, done.stderr
     looks = json.loads((tmp_path / "numbers.json").read_text())["shares"]["looks"]
     assert 0 < looks["synapse_rendezvous"] < sum(looks.values()) / 2
+
+
+def test_waiting(tmp_path: pathlib.Path) -> None:
+    """The short form measures everything."""
+    done = run("waiting.py", "--json", str(tmp_path / "numbers.json"))
+    assert 0 == done.returncode, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["waiting"]
+    assert {"environment", "late_ms", "requests", "devices", "cpu", "held"} == set(numbers)
 
 
 def test_page() -> None:

@@ -8,8 +8,6 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from support.homeservers import new_homeserver, resident_bytes, running
 from support.random_requests import FIELDS, METHODS, PATHS, VALUES
 from support.servers import ENDLESS, UNLIMITED
@@ -94,7 +92,6 @@ class Client:
             self._known = [*self._known[-19:], (id_.encode(), tag.encode())]
 
 
-@pytest.mark.timing
 def test_random_requests(tmp_path: pathlib.Path) -> None:
     """No answer is a 500, each is well formed, the log stays clean, and the memory comes back."""
     homeserver = new_homeserver(tmp_path, {"ttl": "3s", "per_client": UNLIMITED, **ENDLESS})

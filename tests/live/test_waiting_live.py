@@ -10,8 +10,6 @@ import pathlib
 import random
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,6 @@ from support.homeservers import errors, new_homeserver, running
 from support.http_client import ask
 from support.programs import needs
 from support.pulse import Pulse
-from support.recipes import ROOT
 from support.servers import ENDLESS, UNLIMITED, Worker, WorkerStack
 from support.until import wait_until
 from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
@@ -49,7 +46,6 @@ LONGEST_MS = 4000  # so that news that came only with the time-out would be too 
 EARLY_S = 0.25  # by how much a wait may be too short: a process knows Redis' time only by when its answers arrive
 
 CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
-BENCHMARK = ROOT / "benchmarks" / "waiting.py"
 
 pytestmark = pytest.mark.timing
 needs_redis = needs("redis-server", "redis-server")
@@ -422,13 +418,3 @@ def test_shutdown(processes: Processes) -> None:
     assert 304 == status
     assert waited_s < 0.3 + LATE_S + idle_s
     assert took_s < LATE_S + idle_s
-
-
-def test_benchmark(tmp_path: pathlib.Path) -> None:
-    """The short form of the benchmark measures everything; how fast anything is, no test says."""
-    command = [sys.executable, str(BENCHMARK), "--quick", "--json", str(tmp_path / "result.json")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-    assert 0 == done.returncode, done.stderr
-    numbers = json.loads((tmp_path / "result.json").read_text())["waiting"]
-    assert {"environment", "late_ms", "requests", "devices", "cpu", "held"} == set(numbers)

@@ -24,7 +24,7 @@ from support.rendezvous_case import COMMON, RendezvousTestCase
 from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.rate_limit import Limit
 
-FUZZ_RESOURCE_REQUESTS = int(os.environ.get("FUZZ_RESOURCE_REQUESTS", "20000"))
+FUZZ_RESOURCE_REQUESTS = int(os.environ.get("FUZZ_RESOURCE_REQUESTS", "2000"))
 WARM_UP = 30_000
 """How many requests are sent until tables and caches are as full as they get."""
 

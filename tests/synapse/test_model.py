@@ -44,7 +44,7 @@ from synapse_rendezvous import __version__, clock
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.redis.store import RedisSessionStore
 
-MODEL_STEPS = int(os.environ.get("MODEL_STEPS", "2000"))
+MODEL_STEPS = int(os.environ.get("MODEL_STEPS", "1000"))
 """How many steps are taken, on both stores together; CI takes more."""
 
 STEPS_IN_A_ROW = 50

@@ -132,7 +132,7 @@ def test_tolerance_ends(value: bytes) -> None:
 @pytest.mark.parametrize("run", [b" ", b"\t", b'"', b'" ', b"W/", b"a", b",", b'"a"', b'"a', b'",', b"\xff"])
 def test_long_values_take_no_longer_than_their_length(run: bytes) -> None:
     """Nobody can keep the server busy with a header; if the time grew as a square, this would not come to an end."""
-    for value in (run * 300_000, run * 300_000 + b"!", b'"a"' + run * 300_000 + b'"'):
+    for value in (run * 100_000, run * 100_000 + b"!", b'"a"' + run * 100_000 + b'"'):
         assert b"b1" not in tags(value, tolerant=True)
 
 
