@@ -297,22 +297,25 @@ def test_a_write_whose_answer_was_lost(store: RedisSessionStore, redis: RedisSer
     assert Preconditions(if_match=frozenset({session.tag})).is_repeat(written, write)
 
 
+def read_for_ever(store: RedisSessionStore, session: Session) -> None:
+    while True:
+        result(store.get(session.id))
+
+
 def test_expiry(connect: Callable[..., Any]) -> None:
     """A session is there until its last millisecond by Redis' clock."""
     for _ in range(20):  # until nothing came between the last reads
         connection = Recording(connect())
         store = redis_store(connection, now_ms, ttl_ms=1000)
         session = create(store)
-        while True:
-            try:
-                result(store.get(session.id))
-            except SessionNotFound:
-                break
-        (*_, (_, last_ms, *_), (_, gone_ms, *_)) = connection.answers
-        assert last_ms < session.expires_ms <= gone_ms
-        if gone_ms - last_ms < 100:
-            break
-    assert gone_ms - last_ms < 100
+        with contextlib.suppress(StoreUnavailable):  # a busy machine may keep an answer for longer than the deadline
+            with pytest.raises(SessionNotFound):
+                read_for_ever(store, session)
+            (*_, (_, last_ms, *_), (_, gone_ms, *_)) = connection.answers
+            assert last_ms < session.expires_ms <= gone_ms
+            if gone_ms - last_ms < 100:
+                return
+    pytest.fail("something always came between the last reads")
 
 
 def test_all_traces_go(connect: Callable[..., Any], redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
