@@ -9,6 +9,10 @@ TESTS := $(BIN)/python -m pytest -n 4 --dist loadfile -m "not timing"
 TIMING_TESTS := $(BIN)/python -m pytest -m timing
 IN_PROCESS := tests/unit tests/synapse
 
+# Each Synapse process would compile all that it imports, for seconds, if that were not kept.
+export UV_COMPILE_BYTECODE = 1
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test test-long test-oldest test-pythons coverage lint format screenshots bench bench-million performance package clean
 
 run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
