@@ -9,8 +9,7 @@ TESTS := $(BIN)/python -m pytest -n 4 --dist loadfile -m "not timing"
 TIMING_TESTS := $(BIN)/python -m pytest -m timing
 IN_PROCESS := tests/unit tests/synapse
 
-# Each Synapse process would compile all that it imports, for seconds, if that were not kept.
-export UV_COMPILE_BYTECODE = 1
+# Otherwise each Synapse process would compile all that it imports, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-long test-oldest test-pythons coverage lint format screenshots bench bench-million performance package clean
