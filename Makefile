@@ -4,9 +4,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# Four files at a time, each in one process; tests that measure time or load the machine run alone.
+# Four files at a time, each in one process; tests that measure time or load the machine run two at a time.
 TESTS := $(BIN)/python -m pytest -n 4 --dist loadfile -m "not timing"
-TIMING_TESTS := $(BIN)/python -m pytest -m timing
+TIMING_TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile -m timing
 IN_PROCESS := tests/unit tests/synapse
 
 # Otherwise each Synapse process would compile all that it imports, for seconds.
