@@ -208,13 +208,25 @@ def redis_store(
     *,
     server_name: str = SERVER_NAME,
     ends: Ends | None = None,
+    deadline_s: float = HANGS_S,
     **quotas: Any,
 ) -> RedisSessionStore:
-    """Return a store on a connection."""
+    """Return a store on a connection.
+
+    Args:
+        connection: leads to Redis.
+        now_ms: what the store takes for the time of day.
+        server_name: the homeserver's.
+        ends: receives the ends of sessions.
+        deadline_s: how long one call may take. The module's own deadline is too short for tests on a busy machine.
+        **quotas: what differs from `QUOTAS`.
+    """
     metrics = Metrics(server_name, version="0", process="main", store="redis", config=RendezvousConfig())
     observer = Observer(metrics, monotonic_s, ttl_ms=TTL_MS, is_enforced=True)
+    link = RedisLink(connection, reactor, monotonic_s, observer)
+    link.DEADLINE_S = deadline_s
     return RedisSessionStore(
-        RedisLink(connection, reactor, monotonic_s, observer),
+        link,
         now_ms,
         server_name=server_name,
         quotas=quotas_of(quotas),
