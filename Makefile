@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-# Four files at a time, each in one process; tests that measure time or load the machine run two at a time.
+# Four files at a time, each in one process; those that measure time or load the machine, two.
 TESTS := $(BIN)/python -m pytest -n 4 --dist loadfile -m "not timing"
 TIMING_TESTS := $(BIN)/python -m pytest -n 2 --dist loadfile -m timing
 IN_PROCESS := tests/unit tests/synapse
