@@ -1,6 +1,6 @@
 """Who may do what: addresses that are denied, and who may create sessions."""
 
-from synapse.api.errors import LimitExceededError
+from synapse.api.errors import LimitExceededError, SynapseError
 from synapse.http.site import SynapseRequest
 
 from synapse_rendezvous.clients import DENIED, EXEMPT, UNKNOWN, quota_keys
@@ -51,36 +51,53 @@ class Admission:
             return EXEMPT
         return client
 
-    async def check_create(self, request: SynapseRequest, client: str, policy: str) -> None:
+    async def check_create(self, request: SynapseRequest, client: str, policy: str, *, verifies_tokens: bool) -> None:
         """Charge a POST to its client and its user.
 
         Args:
             request: carries the access token, where one is needed.
             client: as `Clients.client_key` names it.
             policy: `open`, `authenticated` or `closed`.
+            verifies_tokens: whether an access token must be valid even where none is needed.
 
         Raises:
             CreationForbidden: creation is closed.
             LimitExceededError: the client or the user has created too often.
-            SynapseError: a signed-in user is needed, and the access token is missing (401), not valid (401) or that of
-                a guest (403).
+            SynapseError: a signed-in user is needed, and the access token is missing (401) or that of a guest (403); or
+                an access token is not valid (401), or its account has expired (403).
         """
-        if policy == "closed":
+        is_verified = verifies_tokens and self._homeserver.has_access_token(request)
+        if policy == "closed" and not is_verified:
             raise CreationForbidden
         self._limits.take(client, (self._limits.client_create, quota_keys(client)), pause_s=CREATE_PAUSE_S)
+        if is_verified or policy == "authenticated":
+            user = await self._homeserver.user_of(request, allow_guest=policy != "authenticated")
+        if policy == "closed":
+            raise CreationForbidden
         if policy == "authenticated":
-            user = await self._homeserver.user_of(request)
             try:
                 await self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S)
             except LimitExceededError as refusal:
                 self._limits.enforce(refusal, client)
 
-    async def may_create(self, request: SynapseRequest, policy: str) -> bool:
+    async def may_create(self, request: SynapseRequest, policy: str, *, verifies_tokens: bool) -> bool:
         """Whether the sender of this request may create sessions, apart from limits.
 
+        Args:
+            request: carries the access token, if any.
+            policy: `open`, `authenticated` or `closed`.
+            verifies_tokens: whether an access token must be valid even where none is needed.
+
         Raises:
-            SynapseError: the access token is not valid (401).
+            SynapseError: an access token is not valid (401).
         """
-        if policy == "authenticated":
-            return await self._homeserver.is_from_user(request)
-        return policy == "open"
+        if not self._homeserver.has_access_token(request):
+            return policy == "open"
+        if verifies_tokens or policy == "authenticated":
+            try:
+                await self._homeserver.user_of(request, allow_guest=policy != "authenticated")
+            except SynapseError as error:
+                if error.code != 403:
+                    raise
+                return False
+        return policy != "closed"

@@ -19,6 +19,7 @@ from synapse_rendezvous.options import (
     subsection,
     url_path,
 )
+from synapse_rendezvous.outcomes import OUTCOME_BYTES
 
 SESSION_BYTES = 600
 """What a session takes in memory beside its payload, at most."""
@@ -180,6 +181,8 @@ class RendezvousConfig:
                 ("long_poll", "default_wait"),
             )
         names: dict[str, str] = {}
+        if config.dialects.msc4388.enabled:
+            names = {paths.UNSTABLE_MSC4388: "msc4388", paths.STABLE_MSC4388: "msc4388"}
         for field in attr.fields(DialectsConfig):
             dialect = getattr(config.dialects, field.name)
             if dialect.enabled and names.setdefault(dialect.path, field.name) != field.name:
@@ -190,6 +193,15 @@ class RendezvousConfig:
         if not names:
             raise ConfigError("must have one that is enabled, or the module does nothing", ("dialects",))
         return config
+
+    @property
+    def max_outcomes(self) -> int:
+        """The outcomes of how many transactions are kept for each session.
+
+        A client reads before it writes again, so none of its writes meets a revision of the other device twice: there
+        are no more conflicts than updates.
+        """
+        return 2 * self.max_updates
 
     def summary(self) -> str:
         """Say in a line what is in force, for the log."""
@@ -215,7 +227,7 @@ class RendezvousConfig:
         """Return how much memory rendezvous can take in a process, at the very most, with sessions in memory."""
         return (
             self.max_total_bytes
-            + self.max_sessions * SESSION_BYTES
+            + self.max_sessions * (SESSION_BYTES + self.max_outcomes * OUTCOME_BYTES)
             + self.long_poll.max_waiting * WAITING_BYTES
             + LIMITS * LIMIT_BYTES
             + 2 * max(0, self.max_sessions - LIMIT_KEYS) * PREPAID_BYTES

@@ -106,6 +106,22 @@ class InvalidTimeout(SynapseError):
         )
 
 
+class InvalidTransactionId(SynapseError):
+    """The transaction id is no opaque identifier (Matrix specification, appendices)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            400, "The transaction id must be 1 to 255 of the characters 0-9 A-Z a-z - . _ ~", Codes.INVALID_PARAM
+        )
+
+
+class TransactionConflict(SynapseError):
+    """A write under a transaction id expected another revision than the current one, now or when it came first."""
+
+    def __init__(self) -> None:
+        super().__init__(409, "The payload has been changed since it was read", Codes.UNKNOWN)
+
+
 class InvalidBody(SynapseError):
     """The body is not the JSON that the protocol requires."""
 
@@ -132,6 +148,13 @@ class NotForDisplay(SynapseError):
 
     def __init__(self) -> None:
         super().__init__(403, "Rendezvous payloads are for clients, not for display in a browser", Codes.FORBIDDEN)
+
+
+class NoSuchEndpoint(SynapseError):
+    """No protocol has anything at this path."""
+
+    def __init__(self) -> None:
+        super().__init__(404, "Unrecognized request", Codes.UNRECOGNIZED)
 
 
 class MethodNotAllowed(SynapseError):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
 
 from synapse.api.auth.base import BaseAuth as Auth
-from synapse.api.errors import SynapseError
 from synapse.api.ratelimiting import Ratelimiter
 from synapse.config.ratelimiting import RatelimitSettings
 from synapse.config.server import TCPListenerConfig
@@ -139,29 +138,19 @@ class Homeserver:
         ratelimiter.clock = cast(Any, MonotonicClock())
         return ratelimiter
 
-    async def user_of(self, request: SynapseRequest) -> Requester:
+    @staticmethod
+    def has_access_token(request: SynapseRequest) -> bool:
+        """Whether a request carries an access token, valid or not."""
+        return Auth.has_access_token(request)
+
+    async def user_of(self, request: SynapseRequest, *, allow_guest: bool = False) -> Requester:
         """Return who sent a request; ask once a request at most.
 
         Raises:
-            SynapseError: there is no access token (401), or none that is valid (401), or a guest's (403).
+            SynapseError: there is no access token (401), or none that is valid (401, also if its user is locked), or
+                that of a guest or of an account that has expired (403).
         """
-        return await self._api.get_user_by_req(request, allow_guest=False)
-
-    async def is_from_user(self, request: SynapseRequest) -> bool:
-        """Whether a signed-in user, not a guest, sent a request; ask once a request at most.
-
-        Raises:
-            SynapseError: the access token is not valid (401).
-        """
-        if not Auth.has_access_token(request):
-            return False
-        try:
-            await self.user_of(request)
-        except SynapseError as error:
-            if error.code != 403:
-                raise
-            return False
-        return True
+        return await self._api.get_user_by_req(request, allow_guest=allow_guest)
 
     def refuse_conflicts(self, path: str) -> None:
         """Refuse to mount at a path that something else serves, which Synapse would let happen unnoticed.

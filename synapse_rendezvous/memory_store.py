@@ -6,6 +6,7 @@ from collections.abc import Callable
 from synapse_rendezvous.clients import quota_keys
 from synapse_rendezvous.errors import SessionNotFound, StoreFull
 from synapse_rendezvous.limits import LimitName
+from synapse_rendezvous.outcomes import CONFLICT, OUTCOME_BYTES, find_outcome, transaction_key
 from synapse_rendezvous.session import EndedSession, Session, StoreUsage, Write
 from synapse_rendezvous.store import Quotas, SessionObserver, SwapResult
 from synapse_rendezvous.table import Counts, SessionTable
@@ -77,13 +78,32 @@ class MemorySessionStore:
             raise self._not_found(session)
         return session
 
-    async def swap(self, session_id: str, expected_tag: bytes | None, tag: bytes, write: Write) -> SwapResult:
+    async def swap(
+        self,
+        session_id: str,
+        expected_tag: bytes | None,
+        tag: bytes,
+        write: Write,
+        transaction_id: bytes | None = None,
+    ) -> SwapResult:
         """See `SessionStore.swap`."""
         now_ms = self.now_ms()
         current = self._sessions.get(session_id)
         if current is None or current.expires_ms <= now_ms:
             raise self._not_found(current)
-        if expected_tag is not None and expected_tag != current.tag:
+        is_expected = expected_tag is None or expected_tag == current.tag
+        outcomes = current.outcomes
+        if transaction_id is not None:
+            key = transaction_key(transaction_id)
+            kept = find_outcome(outcomes, key)
+            if kept is not None:
+                return SwapResult(current, is_done=False, kept=kept)
+            if len(outcomes) >= self._quotas.max_outcomes * OUTCOME_BYTES:
+                raise StoreFull(LimitName.MAX_UPDATES)
+            outcomes += key + (tag if is_expected else CONFLICT)
+        if not is_expected:
+            if transaction_id is not None:
+                self._sessions[session_id] = current._replace(outcomes=outcomes)
             return SwapResult(current, is_done=False)
         if current.updates >= self._quotas.max_updates:
             raise StoreFull(LimitName.MAX_UPDATES)
@@ -92,7 +112,15 @@ class MemorySessionStore:
             if not self._sweep(now_ms):
                 raise StoreFull(LimitName.MAX_TOTAL_BYTES)
         session = Session(
-            session_id, *write, tag, current.tag, now_ms, current.expires_ms, current.updates + 1, current.client
+            session_id,
+            *write,
+            tag,
+            current.tag,
+            now_ms,
+            current.expires_ms,
+            current.updates + 1,
+            current.client,
+            outcomes,
         )
         self._sessions[session_id] = session
         self._total_bytes += growth

@@ -18,7 +18,7 @@ from synapse_rendezvous.config import DialectConfig, RendezvousConfig
 from synapse_rendezvous.dialects.dialect import Dialect
 from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect
 from synapse_rendezvous.dialects.msc4108 import MSC4108Dialect
-from synapse_rendezvous.dialects.msc4388 import MSC4388Dialect
+from synapse_rendezvous.dialects.msc4388 import CONCURRENT_WRITE, STABLE_CONCURRENT_WRITE, MSC4388Dialect
 from synapse_rendezvous.errors import StoreUnavailable
 from synapse_rendezvous.homeserver import Homeserver, require_supported
 from synapse_rendezvous.long_poll import Waiters
@@ -70,13 +70,13 @@ class RendezvousModule:
             (observer.log_dominant_source, SOURCES_INTERVAL_MS),
         ):
             api.looping_background_call(function, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
-        dialects = _dialects(config, store, api.public_baseurl.rstrip("/"), kind)
-        for options, dialect in dialects:
-            homeserver.refuse_conflicts(options.path)
+        mounts = _mounts(config, store, api.public_baseurl.rstrip("/"), kind)
+        for path, options, dialect in mounts:
+            homeserver.refuse_conflicts(path)
             resource = RendezvousResource(
                 clock=homeserver.clock,
                 sleep=api.sleep,
-                path=options.path,
+                path=path,
                 dialect=dialect,
                 create_policy=options.create_policy,
                 clients=clients,
@@ -86,13 +86,12 @@ class RendezvousModule:
                 waiters=waiters,
                 observer=observer,
             )
-            api.register_web_resource(options.path, resource)
-            _warn_of_path(dialect, options)
+            api.register_web_resource(path, resource)
+            if path == options.path:
+                _warn_of_path(dialect, options)
         if store.changes_channel is None and homeserver.has_workers:
-            _warn_of_memory(sorted(options.path for options, _ in dialects), api.worker_name, homeserver.port())
-        mounted = (
-            f"{dialect.name} at {options.path} (creation {options.create_policy})" for options, dialect in dialects
-        )
+            _warn_of_memory(sorted({options.path for _, options, _ in mounts}), api.worker_name, homeserver.port())
+        mounted = (f"{dialect.name} at {path} (creation {options.create_policy})" for path, options, dialect in mounts)
         logger.info(
             "synapse_rendezvous %s on %s: %s; sessions in %s; %s",
             __version__,
@@ -113,10 +112,10 @@ class RendezvousModule:
         return RendezvousConfig.parse(config)
 
 
-def _dialects(
+def _mounts(
     config: RendezvousConfig, store: SessionStore, base_url: str, kind: str
-) -> list[tuple[DialectConfig, Dialect]]:
-    """Return the dialects that are enabled, each with its options."""
+) -> list[tuple[str, DialectConfig, Dialect]]:
+    """Return the paths that are served, each with the options of its dialect and the dialect as it is spoken there."""
     process = secrets.token_hex(4)
     max_wait_ms = config.long_poll.max_wait_ms
     etag_dialects = (
@@ -132,9 +131,18 @@ def _dialects(
         )
         for dialect, max_bytes in ((MSC3886Dialect, config.max_bytes), (MSC4108Dialect, MSC4108Dialect.MAX_BYTES))
     )
-    dialects: list[Dialect] = [*etag_dialects, MSC4388Dialect(store.now_ms, max_wait_ms=max_wait_ms)]
-    with_options = [(getattr(config.dialects, dialect.name), dialect) for dialect in dialects]
-    return [(options, dialect) for options, dialect in with_options if options.enabled]
+    dialects: list[tuple[str, Dialect]] = [
+        (getattr(config.dialects, dialect.name).path, dialect) for dialect in etag_dialects
+    ]
+    msc4388 = functools.partial(MSC4388Dialect, store.now_ms, max_wait_ms=max_wait_ms)
+    # Sessions are shared between its paths; those of the proposal may be that of the configuration.
+    dialects += {
+        paths.UNSTABLE_MSC4388: msc4388(conflict_errcode=CONCURRENT_WRITE),
+        config.dialects.msc4388.path: msc4388(conflict_errcode=CONCURRENT_WRITE),
+        paths.STABLE_MSC4388: msc4388(conflict_errcode=STABLE_CONCURRENT_WRITE),
+    }.items()
+    mounts = [(path, getattr(config.dialects, dialect.name), dialect) for path, dialect in dialects]
+    return [mount for mount in mounts if mount[1].enabled]
 
 
 def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi, observer: Observer) -> SessionStore:
@@ -143,6 +151,7 @@ def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi, obs
         max_sessions=config.max_sessions,
         max_total_bytes=config.max_total_bytes,
         max_updates=config.max_updates,
+        max_outcomes=config.max_outcomes,
         max_client_sessions=config.per_client.max_sessions,
         crowded_sessions=math.ceil(config.max_sessions * config.crowded_at),
         crowded_client_sessions=min(config.per_client.crowded_sessions, config.per_client.max_sessions),

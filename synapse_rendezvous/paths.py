@@ -15,4 +15,5 @@ CLIENT_API_PREFIX = "/_matrix/client/"
 
 UNSTABLE_MSC4108 = f"{CLIENT_API_PREFIX}unstable/org.matrix.msc4108/rendezvous"
 UNSTABLE_MSC4388 = f"{CLIENT_API_PREFIX}unstable/io.element.msc4388/rendezvous"
+STABLE_MSC4388 = f"{CLIENT_API_PREFIX}v1/rendezvous"
 """Where clients look for these two by the proposals."""

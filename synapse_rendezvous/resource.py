@@ -1,6 +1,7 @@
 """The Twisted resource: which operation a request asks for."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
@@ -17,16 +18,20 @@ from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.clients import DENIED, EXEMPT, MAX_FORWARDED_BYTES, UNKNOWN, Clients, quota_keys
 from synapse_rendezvous.dialects.dialect import Dialect
 from synapse_rendezvous.errors import (
+    InvalidTransactionId,
     MethodNotAllowed,
+    NoSuchEndpoint,
     NotForDisplay,
     PreconditionFailed,
     ReadRefused,
     SessionNotFound,
     StoreFull,
+    TransactionConflict,
     WriteContended,
 )
 from synapse_rendezvous.long_poll import Waiter, Waiters
 from synapse_rendezvous.observer import Observer
+from synapse_rendezvous.outcomes import CONFLICT
 from synapse_rendezvous.preconditions import HeaderFields, PreconditionResult, Preconditions, new_tag
 from synapse_rendezvous.rate_limit import Limits
 from synapse_rendezvous.response import Response, json_response, send_response
@@ -41,6 +46,12 @@ logger = logging.getLogger(__name__)
 
 MAX_SWAPS = 10
 """How often a write is tried whose preconditions hold for one revision after another that others replace meanwhile."""
+
+NO_ID = "-"
+"""No session has this id."""
+
+# The opaque identifier grammar of the Matrix specification's appendices.
+_TRANSACTION_ID = re.compile(rb"[0-9A-Za-z._~-]{1,255}")
 
 _DEFECT = json_response(500, {"errcode": Codes.UNKNOWN, "error": "Internal server error"})
 
@@ -134,17 +145,20 @@ class RendezvousResource(DirectServeJsonResource):
                     client = self._admission.check_client(client, peer)
                 # The path as it was sent: `%72endezvous` and `//` lead here as well, but name nothing.
                 collection, _, name = request.path.rpartition(b"/")
-                if collection == self._path and len(name) == self._id_length and name.startswith(self._id_prefix):
+                if collection == self._path and name:
                     if request.method not in self._session_methods:
                         raise MethodNotAllowed(self._session_methods)
                     operation = self._session_methods[request.method]
-                    response = await operation(request, headers, client, name.decode("latin-1"))
-                elif request.path == self._path or (collection == self._path and not name):
+                    # What is no id is looked up as any other, so that the answer does not come sooner.
+                    is_id = len(name) == self._id_length and name.startswith(self._id_prefix)
+                    session_id = name.decode("latin-1") if is_id else NO_ID
+                    response = await operation(request, headers, client, session_id)
+                elif request.path == self._path or collection == self._path:
                     if request.method not in self._collection_methods:
                         raise MethodNotAllowed(self._collection_methods)
                     response = await self._collection_methods[request.method](request, headers, client)
                 else:
-                    response = await self._not_found()
+                    response = await self._put_transaction(request, headers, client, collection, name)
             except SynapseError as error:
                 response = await self._error_response(error, client)
         except Exception as error:
@@ -171,21 +185,20 @@ class RendezvousResource(DirectServeJsonResource):
         error.__traceback__ = error.__context__ = None
         return response
 
-    async def _not_found(self) -> Response:
-        # Looked up as any other id, so that the answer does not come sooner.
-        await self._store.get("-")
-        raise SessionNotFound
-
     # Reads and writes are charged to the client alone and not to the networks around it: they need a session, and a
     # network has no more of these than its quota.
 
     async def _describe(self, request: SynapseRequest, _headers: HeaderFields, client: str) -> Response:
         self._limits.take(client, (self._limits.client_read, quota_keys(client)[:1]))
-        may_create = await self._admission.may_create(request, self._create_policy)
+        may_create = await self._admission.may_create(
+            request, self._create_policy, verifies_tokens=self._dialect.verifies_tokens
+        )
         return self._dialect.description_response(may_create, client)
 
     async def _post(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
-        await self._admission.check_create(request, client, self._create_policy)
+        await self._admission.check_create(
+            request, client, self._create_policy, verifies_tokens=self._dialect.verifies_tokens
+        )
         assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
         write = self._dialect.parse_post(headers, request.content)
         session_id, tag = self._dialect.id_prefix + new_random_id(), new_tag()
@@ -262,7 +275,27 @@ class RendezvousResource(DirectServeJsonResource):
             self._observer.wait_ended(outcome)
         return session, result
 
-    async def _put(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
+    async def _put_transaction(
+        self, request: SynapseRequest, headers: HeaderFields, client: str, session_path: bytes, transaction_id: bytes
+    ) -> Response:
+        collection, _, name = session_path.rpartition(b"/")
+        if collection != self._path or not name or self._dialect.transaction_response is None:
+            raise NoSuchEndpoint
+        if request.method != b"PUT":
+            raise MethodNotAllowed((b"PUT",))
+        if not _TRANSACTION_ID.fullmatch(transaction_id):
+            raise InvalidTransactionId
+        is_id = len(name) == self._id_length and name.startswith(self._id_prefix)
+        return await self._put(request, headers, client, name.decode("latin-1") if is_id else NO_ID, transaction_id)
+
+    async def _put(
+        self,
+        request: SynapseRequest,
+        headers: HeaderFields,
+        client: str,
+        session_id: str,
+        transaction_id: bytes | None = None,
+    ) -> Response:
         limits = self._limits
         limits.take(client, (limits.client_write, quota_keys(client)[:1]))
         limits.check(client, limits.session_write, session_id)
@@ -271,22 +304,31 @@ class RendezvousResource(DirectServeJsonResource):
         expected_tag = preconditions.expected_tag
         for _ in range(MAX_SWAPS):
             try:
-                session, is_done = await self._store.swap(session_id, expected_tag, new_tag(), write)
+                swap = await self._store.swap(session_id, expected_tag, new_tag(), write, transaction_id)
             except StoreFull as full:
                 limits.enforce(full, client)
                 raise
-            if is_done or preconditions.is_repeat(session, write):
+            session, is_done, kept = swap
+            if is_done or transaction_id is not None or preconditions.is_repeat(session, write):
                 break
             expected_tag = self._require(preconditions, session)
         else:
             raise WriteContended
+        if transaction_id is not None and not is_done and kept in (None, CONFLICT):
+            if kept is not None:
+                self._observer.write_repeated()
+            raise TransactionConflict
         if preconditions.changes:
             self._observer.tags_normalised(preconditions.changes)
         # Only now: PUTs of sessions that do not exist would leave no room in the table of the limit.
         limits.take(client, (limits.session_write, ((session_id, 1),)), is_done=True)
         if is_done:
             self._waiters.wake(session_id)
-        response = self._dialect.updated_response(session)
+        transaction_response = self._dialect.transaction_response
+        if kept is None or transaction_response is None:
+            response = self._dialect.updated_response(session)
+        else:
+            response = transaction_response(kept)
         if is_done:
             self._observer.session_replaced(session)
         else:
@@ -298,7 +340,7 @@ class RendezvousResource(DirectServeJsonResource):
         preconditions = self._dialect.parse_conditions(headers, {})
         expected_tag = preconditions.expected_tag
         for _ in range(MAX_SWAPS):
-            session, is_done = await self._store.delete(session_id, expected_tag)
+            session, is_done, _ = await self._store.delete(session_id, expected_tag)
             if is_done:
                 self._waiters.wake(session_id)
                 return self._dialect.deleted_response()

@@ -38,6 +38,7 @@ class Session(NamedTuple):
         expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
         updates: how often its payload has been replaced.
         client: who created it, as `Clients.client_key` names clients.
+        outcomes: the outcomes of its transactions, for a store that keeps them with the session; see `outcomes.py`.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Session(NamedTuple):
     expires_ms: int
     updates: int
     client: str
+    outcomes: bytes = b""
 
 
 class EndedSession(NamedTuple):

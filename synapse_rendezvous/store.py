@@ -16,6 +16,7 @@ class Quotas:
         max_sessions: the most sessions that live at once.
         max_total_bytes: the most bytes of payload that they hold together.
         max_updates: how often a payload may be replaced.
+        max_outcomes: the outcomes of how many transactions are kept for a session.
         max_client_sessions: the most sessions of one client at once; of the networks around it, as `quota_keys` says.
         crowded_sessions: from this many sessions on, the store is crowded.
         crowded_client_sessions: the most sessions of one client while the store is crowded.
@@ -25,6 +26,7 @@ class Quotas:
     max_sessions: int
     max_total_bytes: int
     max_updates: int
+    max_outcomes: int
     max_client_sessions: int
     crowded_sessions: int
     crowded_client_sessions: int
@@ -35,11 +37,15 @@ class SwapResult(NamedTuple):
 
     Attributes:
         session: the current revision; the last one, after a deletion.
-        is_done: whether the session was changed; otherwise `session` has another tag than was expected.
+        is_done: whether the session was changed; otherwise `session` has another tag than was expected, or the
+            transaction id was used before.
+        kept: what became of an earlier write under the same transaction id: the tag of the revision that it made, or
+            `CONFLICT`. None if there was none.
     """
 
     session: Session
     is_done: bool
+    kept: bytes | None = None
 
 
 class SessionObserver(Protocol):
@@ -84,7 +90,14 @@ class SessionStore(Protocol):
             SessionNotFound: no session has this id now.
         """
 
-    async def swap(self, session_id: str, expected_tag: bytes | None, tag: bytes, write: Write) -> SwapResult:
+    async def swap(
+        self,
+        session_id: str,
+        expected_tag: bytes | None,
+        tag: bytes,
+        write: Write,
+        transaction_id: bytes | None = None,
+    ) -> SwapResult:
         """Replace the payload if the current tag is the expected one.
 
         Args:
@@ -92,11 +105,13 @@ class SessionStore(Protocol):
             expected_tag: the tag to compare with; None replaces any revision.
             tag: a new tag.
             write: the new payload.
+            transaction_id: names this write among all of the session. What becomes of it is kept for the life of the
+                session; if something is kept already, nothing is compared or changed.
 
         Raises:
             SessionNotFound: no session has this id now.
             StoreFull: the tag is the expected one, but the payload grew beyond the room there is, or was replaced as
-                often as it may be; it stays.
+                often as it may be; or as many outcomes are kept as may be. The session stays as it is.
         """
 
     async def delete(self, session_id: str, expected_tag: bytes | None) -> SwapResult:

@@ -3,7 +3,7 @@
 A dialect is pure: it parses a request into values, and words every answer and error. Each has a module of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Protocol
 
 from synapse.api.errors import SynapseError
@@ -27,6 +27,9 @@ class Dialect(Protocol):
 
     uses_etags: bool
     """Whether requests carry If-Match and If-None-Match."""
+
+    verifies_tokens: bool
+    """Whether an access token must be valid even where none is needed."""
 
     def parse_post(self, headers: HeaderFields, content: IO[bytes]) -> Write:
         """Parse a POST; raise what is wrong with it. No more of the content is read than may be stored."""
@@ -59,6 +62,10 @@ class Dialect(Protocol):
 
     def updated_response(self, session: Session) -> Response:
         """Answer a PUT."""
+
+    @property
+    def transaction_response(self) -> Callable[[bytes], Response] | None:
+        """Answers a PUT that has a transaction id, given the tag that it made; None if the protocol has no such PUT."""
 
     def deleted_response(self) -> Response:
         """Answer a DELETE."""

@@ -32,6 +32,8 @@ class MSC3886Dialect:
     name = "msc3886"
     id_prefix = ""
     uses_etags = True
+    verifies_tokens = False
+    transaction_response = None
 
     _CREATED_STATUS = 200
     _CREATED_KEYS: tuple[str, ...] = ("id", "max_bytes", "url")

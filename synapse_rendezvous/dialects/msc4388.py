@@ -4,33 +4,43 @@ import json
 from collections.abc import Callable
 from typing import IO, Any
 
-from synapse.api.errors import SynapseError
+from synapse.api.errors import Codes, MissingClientTokenError, SynapseError
 
 from synapse_rendezvous.dialects.dialect import Query
-from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed
+from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed, TransactionConflict
 from synapse_rendezvous.preconditions import UNCONDITIONAL, HeaderFields, Preconditions
 from synapse_rendezvous.response import Response, encode_json, error_fields, json_response
 from synapse_rendezvous.session import Session, Write
+
+CONCURRENT_WRITE = "IO_ELEMENT_MSC4388_CONCURRENT_WRITE"
+STABLE_CONCURRENT_WRITE = "M_CONCURRENT_WRITE"
+"""The errcodes of a conflict: at the proposal's unstable paths, and at its stable one."""
 
 
 class MSC4388Dialect:
     """MSC4388: JSON both ways, and a sequence token in place of the entity tag.
 
+    A write names a transaction in its path, by which a retry is recognised; without one it is a write by an older text,
+    of which a retry is recognised by its data.
+
     Args:
         now_ms: tells the time by which sessions live, in milliseconds since the epoch.
         max_wait_ms: how long a GET may be held.
+        conflict_errcode: the errcode of a conflict.
     """
 
     name = "msc4388"
     id_prefix = "d"
     uses_etags = False
+    verifies_tokens = True
     MAX_BYTES = 4096
 
     # In JSON, a byte of data takes six at most (\u0041); the rest is room for the token and keys to come.
     _MAX_BODY_BYTES = 6 * MAX_BYTES + 8192
 
-    def __init__(self, now_ms: Callable[[], int], *, max_wait_ms: int) -> None:
+    def __init__(self, now_ms: Callable[[], int], *, max_wait_ms: int, conflict_errcode: str) -> None:
         self._now_ms = now_ms
+        self._conflict_errcode = conflict_errcode
         self._max_wait_ms = max_wait_ms
 
     def parse_post(self, headers: HeaderFields, content: IO[bytes]) -> Write:
@@ -38,7 +48,7 @@ class MSC4388Dialect:
         return self._parse_write(self._parse_body(content))
 
     def parse_put(self, headers: HeaderFields, content: IO[bytes]) -> tuple[Write, Preconditions]:
-        """Parse a PUT. If its token is not current but its data are, it is a retry, and counts as done."""
+        """Parse a PUT. Without a transaction, if its token is not current but its data are, it counts as done."""
         body = self._parse_body(content)
         token = self._string(body, "sequence_token").encode("utf-8", "replace")
         return self._parse_write(body), Preconditions(if_match=frozenset({token}), repeats_from_any=True)
@@ -79,19 +89,24 @@ class MSC4388Dialect:
 
     def updated_response(self, session: Session) -> Response:
         """Answer a PUT."""
-        return json_response(200, {"sequence_token": session.tag.decode("ascii")})
+        return self.transaction_response(session.tag)
+
+    def transaction_response(self, tag: bytes) -> Response:
+        """Answer a PUT, given the tag of the revision that it made."""
+        return json_response(200, {"sequence_token": tag.decode("ascii")})
 
     def deleted_response(self) -> Response:
         """Answer a DELETE."""
         return json_response(200, {})
 
     def error_response(self, error: SynapseError) -> Response:
-        """Word an error. The code for a conflict has the proposal's unstable name."""
-        if isinstance(error, PreconditionFailed):
+        """Word an error. To create without an access token where one is needed is forbidden, as by a guest's."""
+        if isinstance(error, PreconditionFailed | TransactionConflict):
             return json_response(
-                409,
-                {"errcode": "IO_ELEMENT_MSC4388_CONCURRENT_WRITE", "error": "sequence_token is not the current one"},
+                409, {"errcode": self._conflict_errcode, "error": "sequence_token is not the current one"}
             )
+        if isinstance(error, MissingClientTokenError):
+            error = SynapseError(403, "Only signed-in users may create rendezvous sessions here", Codes.FORBIDDEN)
         return json_response(error.code, error.error_dict(None), error_fields(error))
 
     def _state(self, member: str, session: Session) -> Response:

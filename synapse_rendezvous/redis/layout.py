@@ -2,10 +2,12 @@
 
 Three keys, all with the homeserver's name in braces, so that a cluster keeps them together:
 
-- `...:sessions`, a hash: by the id of each session its current revision, laid out as `VALUE` says;
+- `...:sessions`, a hash: by the id of each session its current revision, laid out as `VALUE` says; and, by the id and a
+  slash, the outcomes of its transactions, as `outcomes.py` has them;
 - `...:queue`, a list: the ids in the order of creation and hence of expiry, those of deleted sessions among them until
   they come to the front;
-- `...:totals`, a hash: the `bytes` of all payloads, and the number of sessions of each client and each network around.
+- `...:totals`, a hash: the number of `sessions`, the `bytes` of all payloads, and the number of sessions of each client
+  and each network around.
 
 The keys stand and fall together: Redis drops all of them a while after the last session's end; and where one is
 missing, the others have no meaning, and the next creation drops them.
@@ -16,9 +18,9 @@ creation, so the totals are exact at each refusal and nothing leaks. (Where sess
 they are not served.) All times are Redis' own: the clocks of the workers need not agree.
 
 Each script is given the three keys and, as the first of its arguments, an id. It returns an array: `ok`, `gone`,
-`stale` or `full`; Redis' time in milliseconds; a value; and a record of each session that it found expired. Where Redis
-takes no writes (read-only; out of memory, unless they free some), it refuses the first one of a script and never a
-later one. So a script that Redis ends has changed nothing.
+`stale`, `kept` or `full`; Redis' time in milliseconds; a value; and a record of each session that it found expired.
+Where Redis takes no writes (read-only; out of memory, unless they free some), it refuses the first one of a script and
+never a later one. So a script that Redis ends has changed nothing.
 """
 
 import pathlib

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from synapse_rendezvous.errors import SessionNotFound, StoreFull
 from synapse_rendezvous.limits import LimitName
+from synapse_rendezvous.outcomes import TAG_LENGTH, transaction_key
 from synapse_rendezvous.redis import layout
 from synapse_rendezvous.redis.link import RedisLink
 from synapse_rendezvous.session import EndedSession, Session, StoreUsage, Write
@@ -66,21 +67,34 @@ class RedisSessionStore:
         _, value = await self._run(layout.GET, session_id)
         return parse_session(session_id, value)
 
-    async def swap(self, session_id: str, expected_tag: bytes | None, tag: bytes, write: Write) -> SwapResult:
+    async def swap(
+        self,
+        session_id: str,
+        expected_tag: bytes | None,
+        tag: bytes,
+        write: Write,
+        transaction_id: bytes | None = None,
+    ) -> SwapResult:
         """See `SessionStore.swap`."""
-        stored = _stored(write)
-        is_done, value = await self._run(
+        quotas, stored = self._quotas, _stored(write)
+        verdict, value = await self._run(
             layout.SWAP,
             session_id,
             *(_expected(expected_tag), tag, stored, len(write.payload)),
-            *(self._quotas.max_total_bytes, self._quotas.max_updates, self.changes_channel.encode("ascii")),
+            *(quotas.max_total_bytes, quotas.max_updates, self.changes_channel.encode("ascii")),
+            *(b"" if transaction_id is None else transaction_key(transaction_id), quotas.max_outcomes),
         )
+        if verdict == "kept":
+            kept, value = value[1 : TAG_LENGTH + 1], value[TAG_LENGTH + 1 :]
+            return SwapResult(parse_session(session_id, value), is_done=False, kept=kept)
+        is_done = verdict == "ok"
         return SwapResult(parse_session(session_id, value + stored if is_done else value), is_done)
 
     async def delete(self, session_id: str, expected_tag: bytes | None) -> SwapResult:
         """See `SessionStore.delete`; the session in the result is without its payload if it was deleted."""
         channel = self.changes_channel.encode("ascii")
-        is_done, value = await self._run(layout.DELETE, session_id, _expected(expected_tag), channel)
+        verdict, value = await self._run(layout.DELETE, session_id, _expected(expected_tag), channel)
+        is_done = verdict == "ok"
         session = parse_session(session_id, value + _stored(Write(b"", b"")) if is_done else value)
         if is_done:
             lived_ms = self._quotas.ttl_ms - (session.expires_ms - self.now_ms())
@@ -97,8 +111,8 @@ class RedisSessionStore:
 
     async def _run(
         self, script: str, session_id: str, *arguments: bytes | int, is_background: bool = False
-    ) -> tuple[bool, bytes]:
-        """Run a script; return whether it found the expected tag, and the value in its answer."""
+    ) -> tuple[str, bytes]:
+        """Run a script; return its verdict and the value in its answer."""
         arguments = (session_id.encode("utf-8"), *arguments)
         verdict, now_ms, value, ended = await self._link.run(script, self._keys, arguments, is_background=is_background)
         self._redis_offset_ms = int(now_ms) - self._wall_ms()
@@ -110,7 +124,7 @@ class RedisSessionStore:
             raise SessionNotFound
         if verdict == "full":
             raise StoreFull(LimitName(value.decode("ascii")))
-        return verdict == "ok", value
+        return verdict, value
 
     def _expired(self, record: str) -> None:
         match = layout.RECORD.fullmatch(record)

@@ -30,6 +30,7 @@ QUOTAS = Quotas(
     max_sessions=10,
     max_total_bytes=1000,
     max_updates=9999,
+    max_outcomes=9999,
     max_client_sessions=10,
     crowded_sessions=10,
     crowded_client_sessions=10,
@@ -99,7 +100,7 @@ class Ends:
 
 async def replace(store: SessionStore, session_id: str, write: Write, expected_tag: bytes | None = None) -> Session:
     """Replace a payload, by default whatever its revision; fail if the tag is not the expected one."""
-    session, is_done = await store.swap(session_id, expected_tag, new_tag(), write)
+    session, is_done, _ = await store.swap(session_id, expected_tag, new_tag(), write)
     assert is_done
     return session
 
@@ -185,12 +186,16 @@ class RedisStores:
         prefix = f"synapse_rendezvous:{{{SERVER_NAME}}}:"
         sizes = {}
         for session_id, value in self.ask("hgetall", f"{prefix}sessions").items():
+            if session_id.endswith("/"):  # the outcomes of its transactions
+                assert self.ask("hexists", f"{prefix}sessions", session_id[:-1])
+                continue
             session = parse_session(session_id, value.encode("utf-8") if isinstance(value, str) else value)
             sizes[session_id[:6]] = len(session.payload)
         queue = Counter(session_id[:6] for session_id in self.ask("lrange", f"{prefix}queue", 0, -1))
         assert sizes.keys() <= queue.keys()
         assert 1 == max(queue.values(), default=1)
         totals: dict[str, int] = self.ask("hgetall", f"{prefix}totals")
+        assert len(sizes) == totals.pop("sessions", 0)
         return Account(sizes, totals.pop("bytes", 0), totals)
 
     def ask(self, command: str, *arguments: Any) -> Any:

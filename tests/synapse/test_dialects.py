@@ -277,8 +277,8 @@ class MovedTestCase(RendezvousTestCase):
         self.assertTrue(channel.json_body["url"].startswith(f"https://test{self.path}/c"))
         moved = self.make_request("POST", b"/_synapse/client/elsewhere", b'{"data": ""}', shorthand=False)
         self.assertEqual(200, moved.code)
-        for path in (MSC4108TestCase.path, MSC4388TestCase.path):
-            self.assertEqual(404, self.make_request("POST", path.encode(), b"", shorthand=False).code)
+        for path, code in ((MSC4108TestCase.path, 405), (MSC4388TestCase.path, 404)):
+            self.assertEqual(code, self.make_request("POST", path.encode(), b"", shorthand=False).code)
 
 
 class AuthenticatedTestCase(RendezvousTestCase):
@@ -303,7 +303,7 @@ class AuthenticatedTestCase(RendezvousTestCase):
         body = b'{"data": "x"}'
 
         missing = self.call("POST", "", body)
-        self.assertEqual((401, "M_MISSING_TOKEN"), (missing.code, self.errcode(missing)))
+        self.assertEqual((403, "M_FORBIDDEN"), (missing.code, self.errcode(missing)))
         unknown = self.call("POST", "", body, access_token="wrong")
         self.assertEqual((401, "M_UNKNOWN_TOKEN"), (unknown.code, self.errcode(unknown)))
         channel = self.call("POST", "", body, access_token=alice)

@@ -25,7 +25,7 @@ from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.rate_limit import Limit
 
 FUZZ_RESOURCE_REQUESTS = int(os.environ.get("FUZZ_RESOURCE_REQUESTS", "2000"))
-WARM_UP = 30_000
+WARM_UP = 45_000
 """How many requests are sent until tables and caches are as full as they get."""
 
 STEP_S = 0.0078125
@@ -67,8 +67,12 @@ class Fuzz:
         path, session, tag = pick(self._known)
         if chance() < 0.3:
             path = pick(PATHS)
+        if chance() < 0.2:
+            session = b"x" * 22
         below = b"" if method == b"POST" and chance() < 0.9 else b"/" + session
-        if chance() < 0.15:
+        if method == b"PUT" and chance() < 0.3:
+            below += b"/" + pick([b"one", b"two", self._noise(300)])
+        if chance() < 0.2:
             below = self._damaged(pick([below, b"/", b"//", b"/..", below + b"/", below.upper(), self._noise(40)]))
         token = tag.strip(b'"')
         query = b""
@@ -120,7 +124,7 @@ class FuzzTestCase(RendezvousTestCase):
             "create": {"per_second": 0.01, "burst_count": 1},
             "read": {"per_second": 0.01, "burst_count": 1},
             "write": {"per_second": 5, "burst_count": 50},
-            "miss": {"per_second": 0.004, "burst_count": 1},
+            "miss": {"per_second": 0.002, "burst_count": 1},
         },
     }
 

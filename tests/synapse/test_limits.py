@@ -318,7 +318,7 @@ class NothingToFindTestCase(RendezvousTestCase):
             .rpartition("/")[2]
         )
         answers: set[tuple[Any, ...]] = set()
-        for below in (deleted, expired, f"/{foreign}", "/" + "x" * 22, "/x", "/" + "x" * 200, "/%2e%2e", "/a/b", "//"):
+        for below in (deleted, expired, f"/{foreign}", "/" + "x" * 22, "/x", "/" + "x" * 200, "/%2e%2e"):
             channel = self.call("GET", below, client_ip=f"203.0.113.{len(answers)}")
             fields = sorted((name, tuple(values)) for name, values in channel.headers.getAllRawHeaders())
             answers.add((channel.code, channel.result["body"], tuple(field for field in fields if field[0] != b"Date")))

@@ -88,11 +88,17 @@ STRAYS = [
     ("method", "PATCH", "/{}"),
     ("method", "POST", "/{}"),
 ]
-STRAYS += [("method", "PUT", ""), ("method", "DELETE", "/"), ("lost", "GET", "/{}"), ("lost", "PUT", "/{}/")]
-STRAYS += [("lost", "DELETE", "//{}"), ("lost", "POST", "/{}/x"), ("lost", "GET", "/{}%2f"), ("lost", "ODD", "/%78{}")]
+STRAYS += [("method", "PUT", ""), ("method", "DELETE", "/"), ("method", "ODD", "/%78{}"), ("deeper", "POST", "/{}/x")]
+STRAYS += [
+    ("lost", "GET", "/{}"),
+    ("lost", "GET", "/{}%2f"),
+    ("nowhere", "DELETE", "//{}"),
+    ("nowhere", "PUT", "/{}/x/"),
+]
 """Requests that are for no session: what becomes of them, their method, and what is behind the dialect's path."""
 
 MET = "described created shown unchanged updated repeated deleted denied display lost method missing invalid timeout"
+MET += " retried conflict retried.conflict max_outcomes nowhere"
 MET += " large failed news gone due waiting waiting.session waiting.client create"
 MET += " read write miss session.read session.write create*3 miss*3"
 MET += " max_sessions max_total_bytes max_updates client crowded crowded*3 left"
@@ -110,6 +116,7 @@ class Kept:
     Attributes:
         expires_ms: when it ends; 0 once it is deleted.
         tags: of its revisions, the current one last.
+        outcomes: of its transactions: the tag that was made, or None for a conflict.
     """
 
     dialect: str
@@ -120,6 +127,7 @@ class Kept:
     payload: bytes = b""
     content_type: bytes = b""
     tags: list[str] = attr.Factory(list)
+    outcomes: dict[str, str | None] = attr.Factory(dict)
 
     def tag(self, age: int = 0) -> str:
         """Return the tag of the current revision, or of one so many revisions before; if there is none, nobody's."""
@@ -148,6 +156,7 @@ class Asked:
     kept: Kept | None = None
     payload: bytes | None = None
     content_type: bytes | None = None
+    transaction: str | None = None
     if_match: Known | None = None
     if_none_match: Known | None = None
     timeout: str | None = None
@@ -205,6 +214,7 @@ class Model:
         operations = {"POST": self._create, "GET": self._read, "HEAD": self._read, "PUT": self._replace}
         operations |= {"DELETE": self._delete}
         strays = {"denied": self._deny, "described": self._describe, "lost": self._lose, "method": self._mistake}
+        strays |= {"nowhere": self._get_lost, "deeper": self._go_deeper}
         try:
             return (strays[asked.stray] if asked.stray else operations[asked.method])(asked)
         except Answer as answer:
@@ -261,6 +271,12 @@ class Model:
 
     def _deny(self, asked: Asked) -> Answer:
         return Answer(403, "denied")
+
+    def _get_lost(self, asked: Asked) -> Answer:
+        return Answer(404, "nowhere")
+
+    def _go_deeper(self, asked: Asked) -> Answer:
+        return Answer(405, "method") if asked.dialect == MSC4388 else Answer(404, "nowhere")
 
     def _mistake(self, asked: Asked) -> Answer:
         return Answer(405, "method")
@@ -341,7 +357,12 @@ class Model:
         if if_match is None and asked.dialect == MSC4108:
             raise Answer(400, "missing")
         kept = self._find(asked)
-        if if_match is not None and not if_match.has(kept) and write == (kept.payload, kept.content_type):
+        if asked.transaction is not None:
+            assert if_match is not None
+            self._settle_transaction(asked.transaction, if_match, kept)
+            if asked.transaction in kept.outcomes:
+                return Answer(202, "retried", kept)
+        elif if_match is not None and not if_match.has(kept) and write == (kept.payload, kept.content_type):
             if asked.dialect == MSC4388 or (len(kept.tags) > 1 and kept.tag(1) in if_match.tags):
                 self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
                 return Answer(202, "repeated", kept)
@@ -351,7 +372,21 @@ class Model:
         self._require_room(len(write[0]) - len(kept.payload))
         self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])  # only what is done counts
         (kept.payload, kept.content_type), kept.modified_ms = write, self._time.now_ms
+        if asked.transaction is not None:
+            kept.outcomes[asked.transaction] = ""  # until it is learned
         return Answer(202, "updated", kept)
+
+    def _settle_transaction(self, transaction: str, if_match: Known, kept: Kept) -> None:
+        """Raise the answer to a transaction that is, or was, a conflict, or that is one too many."""
+        if transaction in kept.outcomes:
+            if kept.outcomes[transaction] is None:
+                raise Answer(412, "retried.conflict", kept)
+            self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
+        elif len(kept.outcomes) >= 2 * MAX_UPDATES:
+            raise self._full("max_outcomes")
+        elif not if_match.has(kept):
+            kept.outcomes[transaction] = None
+            raise Answer(412, "conflict", kept)
 
     def _delete(self, asked: Asked) -> Answer:
         self._spend("write", CLIENT_RATES["write"], shares(asked.client)[:1])
@@ -396,6 +431,7 @@ class Machine(RuleBasedStateMachine):
     types = st.sampled_from([*[b"text/plain"] * 9, b"text/html", b"\x01", None])
     known = st.sampled_from([*["", "current"] * 3, "previous", "older", "foreign", "*", "weak", "gzip", "list"])
     likely = st.sampled_from([*["current"] * 4, "previous", "previous", "weak"])
+    transactions = st.sampled_from([None, None, None, *"abcdefgh"])
 
     def __init__(self, case: "ModelTestCase", stores: MemoryStores | RedisStores, met: Counter[str]) -> None:
         super().__init__()
@@ -454,15 +490,30 @@ class Machine(RuleBasedStateMachine):
         self._carry(asked, payload, content_type)
         self._ask(asked)
 
-    @rule(whom=whom, which=which, match=likely, is_same=st.booleans(), payload=payloads)
-    def write(self, whom: int, which: int, match: str, is_same: bool, payload: str) -> None:
+    @rule(whom=whom, which=which, match=likely, is_same=st.booleans(), payload=payloads, transaction=transactions)
+    def write(self, whom: int, which: int, match: str, is_same: bool, payload: str, transaction: str | None) -> None:
         """Replace a payload as clients do, or by what is there already."""
         asked = self._about(whom, which, "PUT", match, "")
+        if asked.dialect == MSC4388 and transaction is not None:
+            asked.transaction, asked.below = transaction, f"{asked.below}/{transaction}"
         assert asked.kept is not None
         self._carry(asked, payload, asked.kept.content_type)
         if is_same:
             asked.payload = asked.kept.payload
         self._ask(asked)
+
+    @rule(
+        whom=whom,
+        which=which,
+        writes=st.lists(st.tuples(st.sampled_from("abcdefgh"), likely), min_size=2, max_size=6),
+        payload=payloads,
+        pause_ms=st.sampled_from([0, 4000]),
+    )
+    def transact(self, whom: int, which: int, writes: list[tuple[str, str]], payload: str, pause_ms: int) -> None:
+        """Write several times under transaction ids, some of them more than once."""
+        for transaction, match in writes:
+            self.write(whom, which, match, False, payload, transaction)
+            self._pass(pause_ms)
 
     @rule(whom=whom, which=which, match=known, none_match=known)
     def delete(self, whom: int, which: int, match: str, none_match: str) -> None:
@@ -627,6 +678,8 @@ class Machine(RuleBasedStateMachine):
         assert re.fullmatch("[0-9a-z]{20}", tag.strip('"'))
         assert not any(tag.strip('"') in other.tags for other in self._model.sessions)
         kept.tags.append(tag.strip('"'))
+        if asked.transaction is not None:
+            kept.outcomes[asked.transaction] = kept.tag()
 
     def _pass(self, ms: int) -> None:
         """Let time pass, and stop whenever somebody has waited long enough."""
@@ -698,6 +751,8 @@ class Machine(RuleBasedStateMachine):
             if code == 429 and kept is not None and dialect != MSC4388:  # a poll, whose reader shall keep its tag
                 return error, {"Content-Type": kept.content_type.decode()}
             methods = "GET, HEAD, PUT, DELETE, OPTIONS" if len(asked.below) > 1 else "GET, HEAD, POST, OPTIONS"
+            methods = "PUT, OPTIONS" if asked.stray == "deeper" else methods
+            error = {"errcode": "M_UNRECOGNIZED"} if answer.why == "nowhere" else error
             return error, in_json | ({"Allow": methods} if code == 405 else {})
         if code in (204, 304):
             return None, {}
@@ -710,6 +765,8 @@ class Machine(RuleBasedStateMachine):
             return {}, in_json
         assert kept is not None
         state = {"sequence_token": kept.tag(), "expires_in_ms": kept.expires_ms - self._time.now_ms}
+        if answer.why == "retried":
+            return {"sequence_token": kept.outcomes[asked.transaction or ""]}, in_json
         if answer.why == "created" and dialect == MSC4388:
             return {"id": kept.id, **state}, in_json
         if answer.why == "created":
@@ -779,6 +836,7 @@ class ModelTestCase(RendezvousTestCase):
             max_sessions=MAX_SESSIONS,
             max_total_bytes=MAX_TOTAL_BYTES,
             max_updates=MAX_UPDATES,
+            max_outcomes=2 * MAX_UPDATES,
             max_client_sessions=CLIENT_SESSIONS,
             crowded_sessions=CROWDED,
             crowded_client_sessions=CROWDED_CLIENT_SESSIONS,

@@ -21,6 +21,7 @@ from support.stores import TTL_MS, Ends, MemoryStores, RedisStores, Time, quotas
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.errors import SessionNotFound, StoreFull
 from synapse_rendezvous.memory_store import MemorySessionStore
+from synapse_rendezvous.outcomes import CONFLICT, OUTCOME_BYTES
 from synapse_rendezvous.preconditions import new_tag
 from synapse_rendezvous.session import Session, StoreUsage, Write, new_random_id
 from synapse_rendezvous.store import SessionStore, SwapResult
@@ -284,6 +285,88 @@ def test_updates(stores: MemoryStores | RedisStores) -> None:
     result(store.delete(session.id, None))
 
 
+def test_transaction_after_the_peer_has_written(store: SessionStore) -> None:
+    """What became of a write is what a retry gets, whoever sends it and whatever it says; it changes nothing."""
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+    tags = [session.tag, new_tag(), new_tag()]
+    for transaction_id, known, tag in ((b"one", tags[0], tags[1]), (b"two", tags[1], tags[2])):
+        swap = result(store.swap(session.id, known, tag, Write(transaction_id, b""), transaction_id))
+        assert (tag, True, None) == (swap.session.tag, swap.is_done, swap.kept)
+
+    for expected in (*tags, None, b"nobody's"):
+        for transaction_id, kept in ((b"one", tags[1]), (b"two", tags[2])):
+            again = result(store.swap(session.id, expected, new_tag(), Write(b"other", b""), transaction_id))
+            assert (tags[2], b"two", False, kept) == (again.session.tag, again.session.payload, *again[1:])
+    assert 2 == result(store.get(session.id)).updates
+
+
+def test_transaction_of_a_conflict(store: SessionStore) -> None:
+    """A conflict is kept as well, and stays one where the tag is right by now."""
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+
+    conflict = result(store.swap(session.id, b"nobody's", new_tag(), HELLO, b"one"))
+    assert (session.tag, False, None) == (conflict.session.tag, *conflict[1:])
+    for expected in (b"nobody's", session.tag):
+        assert CONFLICT == result(store.swap(session.id, expected, new_tag(), HELLO, b"one")).kept
+    assert result(store.swap(session.id, session.tag, new_tag(), HELLO, b"two")).is_done
+
+
+def test_transactions_are_those_of_a_session(store: SessionStore) -> None:
+    """An id means nothing in another session, and nothing once its session has ended."""
+    for _ in range(3):
+        session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+        for transaction_id in (b"one", b"one\0", b"~" * 255, b"~" * 254, b"One"):
+            session, is_done, _ = result(store.swap(session.id, session.tag, new_tag(), HELLO, transaction_id))
+            assert is_done
+    result(store.delete(session.id, None))
+    with pytest.raises(SessionNotFound):
+        result(store.swap(session.id, session.tag, new_tag(), HELLO, b"one"))
+
+
+def test_writes_without_a_transaction_keep_what_is_kept(store: SessionStore) -> None:
+    """Both kinds of writes may be made in one session."""
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+    done = result(store.swap(session.id, session.tag, new_tag(), HELLO, b"one")).session
+    result(replace(store, session.id, HELLO, done.tag))
+    result(replace(store, session.id, HELLO))
+    assert done.tag == result(store.swap(session.id, None, new_tag(), HELLO, b"one")).kept
+
+
+def test_full_of_outcomes(stores: MemoryStores | RedisStores) -> None:
+    """As many outcomes are kept as may be, and none is given up for another; a write that is refused keeps none."""
+    store = stores.make(max_outcomes=3, max_updates=2, max_total_bytes=20)
+    session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+    with pytest.raises(StoreFull):
+        result(store.swap(session.id, session.tag, new_tag(), Write(b"x" * 21, b""), b"one"))
+    kept = {}
+    for transaction_id in (b"one", b"two"):
+        session = result(store.swap(session.id, session.tag, new_tag(), HELLO, transaction_id)).session
+        kept[transaction_id] = session.tag
+    with pytest.raises(StoreFull):  # for it was replaced as often as it may be
+        result(store.swap(session.id, session.tag, new_tag(), HELLO, b"three"))
+    result(store.swap(session.id, b"nobody's", new_tag(), HELLO, b"three"))
+    for expected in (session.tag, b"nobody's"):
+        with pytest.raises(StoreFull) as refusal:
+            result(store.swap(session.id, expected, new_tag(), HELLO, b"four"))
+        assert "max_updates" == refusal.value.limiter_name
+    for transaction_id, outcome in {**kept, b"three": CONFLICT}.items():
+        assert outcome == result(store.swap(session.id, None, new_tag(), HELLO, transaction_id)).kept
+
+
+def test_nothing_is_left_of_outcomes(stores: MemoryStores | RedisStores, time: Time) -> None:
+    """However a session ends, what was kept of its writes goes with it."""
+    store = stores.make()
+    for index in range(3):
+        session = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
+        result(store.swap(session.id, session.tag, new_tag(), HELLO, b"one"))
+        if index:
+            result(store.delete(session.id, None))
+    assert 1 == len(stores.account().sizes)
+    time.now_ms += TTL_MS
+    result(store.sweep())
+    assert ({}, 0, {}) == stores.account()
+
+
 def test_a_clock_that_is_set() -> None:
     """Sessions age by a clock that is never set; the time of day is read again once no session is left."""
     wall, steady = Time(), Time()
@@ -369,6 +452,26 @@ def test_sweep_some_at_a_time(stores: MemoryStores | RedisStores, time: Time) ->
     assert 250 == len(stores.ends.sessions)
 
 
+def test_memory_outcomes_take(time: Time) -> None:
+    """An outcome takes no more than is said, however long the transaction id, beside some for each session."""
+    count, outcomes = 200, 128
+    store = MemoryStores(time).make(max_sessions=count, max_client_sessions=count, max_total_bytes=count * 5)
+    ids = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)).id for _ in range(count)]
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for session_id in ids:
+            for number in range(outcomes):
+                result(store.swap(session_id, b"nobody's", new_tag(), HELLO, b"%0255d" % number))
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    grown = (after - before) / count
+
+    print(f"{grown:.0f} bytes for {outcomes} outcomes")
+    assert outcomes * OUTCOME_BYTES <= grown <= outcomes * OUTCOME_BYTES + 600
+
+
 def test_memory_a_session_takes(time: Time) -> None:
     """A session takes at most 600 bytes beside its payload, the store's own tables included."""
     count, size = 20_000, 1024
@@ -391,6 +494,11 @@ def test_memory_a_session_takes(time: Time) -> None:
     assert 100 < overhead <= 600
 
 
+def visible(swap: SwapResult) -> SwapResult:
+    """Leave out what a store keeps with a session for itself."""
+    return swap._replace(session=swap.session._replace(outcomes=b""))
+
+
 class StoreMachine(RuleBasedStateMachine):
     """A store beside a plain model of it, under any sequence of operations and times."""
 
@@ -408,12 +516,14 @@ class StoreMachine(RuleBasedStateMachine):
             max_sessions=9,
             max_total_bytes=200,
             max_updates=3,
+            max_outcomes=5,
             max_client_sessions=2,
             crowded_sessions=7,
             crowded_client_sessions=1,
         )
         self.model: dict[str, Session] = {}
         self.created: dict[str, Session] = {}
+        self.outcomes: dict[tuple[str, bytes], bytes] = {}
 
     def alive(self) -> dict[str, Session]:
         return {key: value for key, value in self.model.items() if value.expires_ms > self.time.now_ms}
@@ -444,21 +554,31 @@ class StoreMachine(RuleBasedStateMachine):
         self.model[session.id] = self.created[session.id[:6]] = session
         return session
 
-    @rule(target=sessions, seen=sessions, write=writes)
-    def replace(self, seen: Session, write: Write) -> Any:
-        current = self.alive().get(seen.id)
-        operation = self.store.swap(seen.id, seen.tag, new_tag(), write)
+    @rule(target=sessions, seen=sessions, write=writes, transaction_id=st.sampled_from([None, *b"abcdef"]))
+    def replace(self, seen: Session, write: Write, transaction_id: int | None) -> Any:
+        current, key = self.alive().get(seen.id), None if transaction_id is None else bytes([transaction_id])
+        operation, names = self.store.swap(seen.id, seen.tag, tag := new_tag(), write, key), (seen.id, key or b"")
+        outcomes = [name for name in self.outcomes if name[0] == seen.id]
         if current is None:
             with pytest.raises(SessionNotFound):
                 result(operation)
+        elif names in self.outcomes:
+            assert SwapResult(current, is_done=False, kept=self.outcomes[names]) == visible(result(operation))
+        elif key is not None and len(outcomes) == 5:
+            with pytest.raises(StoreFull):
+                result(operation)
         elif current.tag != seen.tag:
-            assert SwapResult(current, is_done=False) == result(operation)
+            assert SwapResult(current, is_done=False) == visible(result(operation))
+            if key is not None:
+                self.outcomes[names] = CONFLICT
         elif current.updates == 3 or not self.room(len(write.payload) - len(current.payload)):
             with pytest.raises(StoreFull):
                 result(operation)
         else:
-            swapped = result(operation)
-            assert swapped.is_done
+            swapped = visible(result(operation))
+            assert (True, tag) == (swapped.is_done, swapped.session.tag)
+            if key is not None:
+                self.outcomes[names] = tag
             self.model[seen.id] = self.created[seen.id[:6]] = swapped.session
             assert write == (self.model[seen.id].payload, self.model[seen.id].content_type)
             return self.model[seen.id]
@@ -488,7 +608,7 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         for session in self.alive().values():
-            assert session == result(self.store.get(session.id))
+            assert session == result(self.store.get(session.id))._replace(outcomes=b"")
         held = self.look.account()
         assert {each.id[:6]: len(each.payload) for each in self.alive().values()}.items() <= held.sizes.items()
         assert sum(held.sizes.values()) == held.total_bytes

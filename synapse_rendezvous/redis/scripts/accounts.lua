@@ -47,12 +47,20 @@ local function count_bytes(bytes)
 end
 
 local function count(number, bytes, client)
+  if not is_whole then
+    return
+  end
   count_bytes(bytes)
-  for _, key in ipairs(is_whole and quota_keys(client) or {}) do
+  redis.call('HINCRBY', totals, 'sessions', number)
+  for _, key in ipairs(quota_keys(client)) do
     if redis.call('HINCRBY', totals, key[1], number) <= 0 then
       redis.call('HDEL', totals, key[1])
     end
   end
+end
+
+local function drop(key)
+  redis.call('HDEL', sessions, key, outcomes_of(key))
 end
 
 -- Drop the first ids of the queue, up to one that lives, and the expired sessions with them; return how many, and
@@ -67,7 +75,7 @@ local function sweep()
     end
     if value then  -- otherwise it was deleted
       local session = parse(value)
-      redis.call('HDEL', sessions, oldest)  -- the first write, because a full Redis lets it through
+      drop(oldest)  -- the first write, because a full Redis lets it through
       count(-1, 0 - session.size, session.client)  -- Redis takes no -0
       table.insert(ended, session.updates .. ' ' .. oldest)
       bytes = bytes + #value

@@ -7,7 +7,7 @@ if not is_whole then
 end
 sweep()  -- no fewer than one creation adds, so the queue does not grow with expired sessions
 local function fewer_than(max)
-  return makes(function() return redis.call('HLEN', sessions) < tonumber(max) end)
+  return makes(function() return total('sessions') < tonumber(max) end)
 end
 if not fewer_than(max_sessions) then
   return {'full', now, 'max_sessions', ended}

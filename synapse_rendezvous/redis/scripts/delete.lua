@@ -4,7 +4,7 @@ local session = parse(value)
 if expected ~= '*' and expected ~= '=' .. session.tag then
   return {'stale', now, value, ended}
 end
-redis.call('HDEL', sessions, id)
+drop(id)
 count(-1, 0 - session.size, session.client)  -- Redis takes no -0
 publish(channel)
 return {'ok', now, session.head, ended}

@@ -5,6 +5,11 @@ local ended = {}
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
+-- The field of the outcomes of a session's transactions; no id has a slash.
+local function outcomes_of(session_id)
+  return session_id .. '/'
+end
+
 local function is_over(value)
   return tonumber(string.sub(value, 55, 67)) <= now
 end
