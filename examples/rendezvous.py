@@ -1,6 +1,7 @@
 """A client of a rendezvous server: a mailbox in which two devices leave each other a message, for a few minutes.
 
-Copy this file; it needs treq and nothing else. It speaks MSC3886 and MSC4108, to any server:
+Copy this file; it needs treq and nothing else. It speaks MSC3886 and MSC4108, to any server, and MSC4388 in its newest
+text; the server's answer to a GET of the collection tells which:
 
     here = await Rendezvous.create("https://matrix.example.com/_synapse/client/rendezvous", b"hello")
     show(here.url)  # as a QR code
@@ -13,21 +14,24 @@ Copy this file; it needs treq and nothing else. It speaks MSC3886 and MSC4108, t
 What a client must know:
 
 - There is one payload at a time. Who writes replaces it, so take turns, or write all that the other has not read yet.
-- Each write names the revision that it follows (If-Match). If the other device wrote in between, it is refused
-  (Conflict): receive, then send again.
+- Each write names the revision that it follows (If-Match, or sequence_token). If the other device wrote in between, it
+  is refused (Conflict): receive, then send again.
 - The server, and whoever knows the URL, can read and replace payloads. Encrypt, and compare a code by eye.
 - The life of a session is fixed at its creation; writing does not prolong it.
+- MSC4388 carries text: payloads must then be UTF-8.
 
 `python rendezvous.py URL` lets two devices meet at a server.
 """
 
 import json
+import secrets
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple
-from urllib.parse import urljoin
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlencode, urljoin
 
 import treq
 from twisted.internet import reactor as _reactor
@@ -66,7 +70,10 @@ class Unreachable(Exception):
     """No answer came, not even to the last repetition."""
 
 
-Fields = dict[str, str]
+Fields = Mapping[str, str]
+NOTHING: Fields = {}
+TEXT: Fields = {"Content-Type": "text/plain"}
+JSON: Fields = {"Content-Type": "application/json"}
 
 
 class Answer(NamedTuple):
@@ -90,6 +97,88 @@ class Answer(NamedTuple):
         return f"The server answers {self.status}."
 
 
+class Request(NamedTuple):
+    """What is sent, whatever the method."""
+
+    url: str
+    content: bytes | None = None
+    fields: Fields = NOTHING
+
+
+class Revision(NamedTuple):
+    """What an answer says of the payload: the tag that stands for it, when the session ends, and the payload itself."""
+
+    tag: str
+    expires: datetime | None
+    payload: bytes
+
+
+class Dialect(Protocol):
+    """How a protocol words its requests and answers."""
+
+    def post(self, collection_url: str, payload: bytes) -> Request:
+        """Create a session."""
+
+    def session_url(self, collection_url: str, created: Answer) -> str:
+        """Return where the session is that was created."""
+
+    def put(self, url: str, tag: str, payload: bytes) -> Request:
+        """Replace the payload. The same request, sent again, is answered as the first was."""
+
+    def get(self, url: str, tag: str | None, wait_ms: int) -> Request:
+        """Read the payload; wait for another one if it is the one with this tag."""
+
+    def revision(self, answer: Answer) -> Revision:
+        """Return what a success says of the payload."""
+
+
+class _Tags:
+    """MSC3886 and MSC4108: a payload is the content as it is, and has an ETag."""
+
+    def post(self, collection_url: str, payload: bytes) -> Request:
+        return Request(collection_url, payload, TEXT)
+
+    def session_url(self, collection_url: str, created: Answer) -> str:
+        return urljoin(collection_url, str(json.loads(created.content).get("url") or created.fields["location"]))
+
+    def put(self, url: str, tag: str, payload: bytes) -> Request:
+        return Request(url, payload, {**TEXT, "If-Match": tag})
+
+    def get(self, url: str, tag: str | None, wait_ms: int) -> Request:
+        if tag is None:
+            return Request(url)
+        return Request(f"{url}?timeout={wait_ms}" if wait_ms else url, None, {"If-None-Match": tag})
+
+    def revision(self, answer: Answer) -> Revision:
+        tag, expires = answer.fields.get("etag", ""), answer.fields.get("expires")
+        return Revision(tag, parsedate_to_datetime(expires) if expires else None, answer.content)
+
+
+class _Tokens:
+    """MSC4388: a payload is text in JSON, and has a `sequence_token`; each write has a transaction id."""
+
+    def post(self, collection_url: str, payload: bytes) -> Request:
+        return Request(collection_url, json.dumps({"data": payload.decode()}).encode(), JSON)
+
+    def session_url(self, collection_url: str, created: Answer) -> str:
+        return f"{collection_url.rstrip('/')}/{json.loads(created.content)['id']}"
+
+    def put(self, url: str, tag: str, payload: bytes) -> Request:
+        content = json.dumps({"sequence_token": tag, "data": payload.decode()}).encode()
+        return Request(f"{url}/{secrets.token_urlsafe(16)}", content, JSON)
+
+    def get(self, url: str, tag: str | None, wait_ms: int) -> Request:
+        if tag is None:
+            return Request(url)
+        return Request(f"{url}?{urlencode({'sequence_token': tag, 'timeout': wait_ms})}")
+
+    def revision(self, answer: Answer) -> Revision:
+        state = json.loads(answer.content)
+        left_ms = state.get("expires_in_ms")
+        expires = None if left_ms is None else datetime.now(timezone.utc) + timedelta(milliseconds=left_ms)
+        return Revision(state["sequence_token"], expires, state.get("data", "").encode())
+
+
 class Rendezvous:
     """A session, as one device sees it. Use `create` or `join`.
 
@@ -102,8 +191,9 @@ class Rendezvous:
         self.url = url
         self.expires: datetime | None = None
         self._pool = pool
-        self._etag: str | None = None  # of the last revision read or written here
-        self._seen: set[str | None] = set()  # those of all of them
+        self._dialect: Dialect = _Tags()
+        self._tag: str | None = None  # of the last revision read or written here
+        self._seen: set[str] = set()  # those of all of them
         self._max_wait_ms = 0
         self._sending = DeferredLock()
 
@@ -116,12 +206,13 @@ class Rendezvous:
             Unreachable: no answer came.
         """
         session = cls(pool=pool)
+        await session._discover(collection_url)
         # Where the answer is lost, it is sent again. The first session, if there is one, ends unused.
-        answer = await session._request("POST", collection_url, payload)
-        location = json.loads(answer.content).get("url") or answer.fields["location"]
-        session.url = urljoin(collection_url, location)
-        session._see(answer)
-        await session._learn_max_wait()
+        answer = await session._request("POST", session._dialect.post(collection_url, payload))
+        session.url = session._dialect.session_url(collection_url, answer)
+        session._see(session._dialect.revision(answer))
+        if session._collection_url != collection_url.rstrip("/"):  # a homeserver has sent us on
+            await session._discover(session._collection_url)
         return session
 
     @classmethod
@@ -132,7 +223,7 @@ class Rendezvous:
             Unreachable: no answer came.
         """
         session = cls(session_url, pool)
-        await session._learn_max_wait()
+        await session._discover(session._collection_url)
         return session
 
     async def send(self, payload: bytes) -> None:
@@ -146,10 +237,10 @@ class Rendezvous:
             Unreachable: no answer came. It may have arrived all the same.
         """
         async with self._sending:
-            if self._etag is None:
+            if self._tag is None:
                 raise RuntimeError("Receive before you send: a write names the revision that it follows.")
-            # If-Match makes it safe to send it again: the server answers a repetition as it answered the first.
-            self._see(await self._request("PUT", self.url, payload, {"If-Match": self._etag}))
+            answer = await self._request("PUT", self._dialect.put(self.url, self._tag, payload))
+            self._see(self._dialect.revision(answer))
 
     async def receive(self) -> bytes:
         """Wait for the next payload of the other device, however long. To give up, cancel the Deferred.
@@ -161,19 +252,22 @@ class Rendezvous:
         """
         while True:
             started_s = reactor.seconds()
-            known = {} if self._etag is None else {"If-None-Match": self._etag}
+            known = self._tag
+            wait_ms = 0 if known is None else self._max_wait_ms
             try:
-                answer = await self._request("GET", self.url, None, known, self._max_wait_ms if known else 0)
+                answer = await self._request("GET", self._dialect.get(self.url, known, wait_ms), wait_ms)
             except Refused as refusal:
                 if refusal.status != 429:
                     raise
                 await deferLater(reactor, refusal.retry_after or POLL_S)
                 continue
             async with self._sending:  # what ended the waiting may be a write of our own, whose tag we get only then
-                if answer.status == 200 and answer.fields.get("etag") not in self._seen:
-                    self._see(answer)
-                    return answer.content
-            if answer.status == 304:  # a server that does not wait, or has no place for it, answers at once
+                revision = self._dialect.revision(answer)
+                if answer.status == 200 and revision.tag not in self._seen:
+                    self._see(revision)
+                    return revision.payload
+            # A server that does not wait, or has no place for it, answers at once.
+            if answer.status == 304 or revision.tag == known:
                 await deferLater(reactor, max(0, started_s + POLL_S - reactor.seconds()))
 
     async def cancel(self) -> None:
@@ -184,55 +278,54 @@ class Rendezvous:
             Unreachable: no answer came.
         """
         with suppress(Ended):
-            await self._request("DELETE", self.url)
+            await self._request("DELETE", Request(self.url))
 
-    def _see(self, answer: Answer) -> None:
-        self._etag = answer.fields.get("etag")
-        self._seen.add(self._etag)
+    @property
+    def _collection_url(self) -> str:
+        return self.url.rpartition("/")[0]
 
-    async def _learn_max_wait(self) -> None:
-        with suppress(Refused, ValueError, KeyError):  # another server, which does not offer it
-            answer = await self._request("GET", urljoin(self.url, "."))
-            self._max_wait_ms = json.loads(answer.content)["max_wait_ms"]
+    def _see(self, revision: Revision) -> None:
+        self._tag = revision.tag
+        self._seen.add(revision.tag)
+        self.expires = revision.expires or self.expires
 
-    async def _request(
-        self, method: str, url: str, payload: bytes | None = None, fields: Fields | None = None, wait_ms: int = 0
-    ) -> Answer:
+    async def _discover(self, collection_url: str) -> None:
+        """Learn which protocol the server speaks there, and how long a GET may wait."""
+        with suppress(Refused, ValueError, AttributeError):  # another server, which does not say
+            offer = json.loads((await self._request("GET", Request(collection_url))).content)
+            self._max_wait_ms = offer.get("max_wait_ms", 0)
+            if "create_available" in offer:
+                self._dialect = _Tokens()
+
+    async def _request(self, method: str, request: Request, wait_ms: int = 0) -> Answer:
         """Send a request, again where its answer is lost, and return the answer if it is a success."""
         answer, retry_after = None, 0
         for pause_s in (0, *PAUSES_S):
             await deferLater(reactor, retry_after or pause_s)
-            answer = await self._exchange(method, url, payload, fields or {}, wait_ms)
+            answer = await self._exchange(method, request, wait_ms)
             if answer and answer.status in (307, 308):  # from Synapse's own path to where it delegates
-                answer = await self._exchange(method, urljoin(url, answer.fields["location"]), payload, {}, 0)
+                url = urljoin(request.url, answer.fields["location"])
+                answer = await self._exchange(method, request._replace(url=url), wait_ms)
             if answer and answer.status not in PASSING:
                 break
             retry_after = answer.retry_after if answer else 0
         if answer is None:
-            raise Unreachable(f"{url} does not answer.")
-        if "expires" in answer.fields:
-            self.expires = parsedate_to_datetime(answer.fields["expires"])
+            raise Unreachable(f"{request.url} does not answer.")
         if answer.status < 300 or answer.status == 304:
             return answer
-        if answer.status == 404 and url == self.url:
+        if answer.status == 404 and self.url and request.url.startswith(self.url):
             raise Ended("The session is over.")
-        if answer.status == 412:
+        if answer.status in (409, 412):
             raise Conflict("The other device wrote first.")
         raise Refused(answer.reason, answer.status, answer.retry_after)
 
-    async def _exchange(
-        self, method: str, url: str, payload: bytes | None, fields: Fields, wait_ms: int
-    ) -> Answer | None:
-        if payload is not None:
-            fields = {**fields, "Content-Type": "text/plain"}
-
+    async def _exchange(self, method: str, request: Request, wait_ms: int) -> Answer | None:
         async def exchange() -> Answer:
             response = await treq.request(
                 method,
-                url,
-                params={"timeout": str(wait_ms)} if wait_ms else None,
-                headers=Headers({name: [value] for name, value in fields.items()}),
-                data=payload,
+                request.url,
+                headers=Headers({name: [value] for name, value in request.fields.items()}),
+                data=request.content,
                 allow_redirects=False,
                 pool=self._pool,
             )

@@ -215,7 +215,7 @@ def _play(homeserver: ThrowawayHomeserver) -> None:
 
 def _serve(homeserver: ThrowawayHomeserver, host: str, page_port: int) -> NoReturn:
     collection = homeserver.url + MSC3886
-    with Page(collection_url=collection, host=host, port=page_port, certificate=homeserver.certificate) as page:
+    with Page(homeserver_url=homeserver.url, host=host, port=page_port, certificate=homeserver.certificate) as page:
         _invite(homeserver, collection, page)
         homeserver.wait()
     raise DemoError(f"Synapse ended. {homeserver.log_end()}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from synapse_rendezvous.demo.certificate import Certificate
 from synapse_rendezvous.demo.throwaway_homeserver import origin
+from synapse_rendezvous.paths import MSC3886, MSC4388
 
 FOLDER = pathlib.Path(__file__).parent / "static"
 TYPES = {".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -25,7 +26,7 @@ class Page:
     """Serves the page, in a `with` statement.
 
     Args:
-        collection_url: where the page's client makes sessions.
+        homeserver_url: the homeserver whose rendezvous server the page's client uses, without a slash at its end.
         host: the IPv4 address to listen at.
         port: the port to listen at; 0 for any free one.
         certificate: for TLS; None for plain HTTP, which browsers take for secure on this machine only.
@@ -37,13 +38,12 @@ class Page:
         OSError: it cannot listen there.
     """
 
-    def __init__(self, *, collection_url: str, host: str, port: int, certificate: Certificate | None = None) -> None:
+    def __init__(self, *, homeserver_url: str, host: str, port: int, certificate: Certificate | None = None) -> None:
         self._server = _Server(host, port, certificate)
         self.url = f"{origin(host, self._server.server_port, is_tls=certificate is not None)}/"
-        homeserver = urllib.parse.urlsplit(collection_url)
         self._server.headers = {
             "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
-            f" connect-src {homeserver.scheme}://{homeserver.netloc};"
+            f" connect-src {homeserver_url};"
             " base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Referrer-Policy": "no-referrer",
@@ -52,7 +52,8 @@ class Page:
         }
         self._server.files = {f"/{file.name}": file.read_bytes() for file in FOLDER.iterdir() if file.suffix in TYPES}
         index = string.Template(self._server.files["/index.html"].decode("utf-8")).substitute(
-            collection=html.escape(collection_url),
+            collection=html.escape(homeserver_url + MSC3886),
+            json_collection=html.escape(homeserver_url + MSC4388),
             qr="yes" if importlib.util.find_spec("segno") else "",
             certificate="yes" if certificate else "",
         )

@@ -29,6 +29,7 @@ from support.servers import ENDLESS, UNLIMITED, RedisServer
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
 
 PATH = "/_synapse/client/rendezvous"
+MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
 RATE = {"per_second": 0.5, "burst_count": 2}
 
 
@@ -157,7 +158,9 @@ class PairingTestCase(ClientTestCase):
 
     async def exchange(self, path: str) -> None:
         here, there = await self.pair(path)
-        self.assertEqual(here.expires, there.expires)
+        assert here.expires is not None
+        assert there.expires is not None
+        self.assertLess(abs((here.expires - there.expires).total_seconds()), 30)
         for number in range(5):
             for sender, receiver in ((there, here), (here, there)):
                 waiting = self.receiving(receiver)
@@ -177,6 +180,36 @@ class PairingTestCase(ClientTestCase):
     async def test_msc4108(self) -> None:
         """So they do with MSC4108."""
         await self.exchange(f"{PATH}/msc4108")
+
+    async def test_msc4388(self) -> None:
+        """So they do with MSC4388, which the clients find out by themselves."""
+        await self.exchange(MSC4388)
+
+    async def test_late_retry(self) -> None:
+        """With MSC4388, a message whose answers are lost counts as sent, though the other device has replied."""
+        here, _ = await self.pair(MSC4388)
+        there, proxy = await self.through_proxy(here)
+        await there.receive()
+        self.patch(rendezvous, "PAUSES_S", (2,))
+        proxy.losing = 1
+        sending = ensureDeferred(there.send(b"answer"))
+        self.assertEqual(b"answer", await here.receive())
+        await here.send(b"reply")
+        await sending
+        first, second = (line for line in proxy.requests if line.startswith("PUT "))
+        self.assertEqual(first, second)
+        self.assertEqual(b"reply", await there.receive())
+        await there.send(b"thanks")
+        self.assertEqual(b"thanks", await here.receive())
+
+    async def test_conflict_msc4388(self) -> None:
+        """Of two that write at once, likewise; each message is a transaction of its own."""
+        here, there = await self.pair(MSC4388)
+        await there.send(b"first")
+        await self.assert_raises(Conflict, here.send(b"second"))
+        self.assertEqual(b"first", await here.receive())
+        await here.send(b"second")
+        self.assertEqual(b"second", await there.receive())
 
     async def test_conflict(self) -> None:
         """Of two that write at once one is told, receives, and writes again."""

@@ -34,6 +34,7 @@ MSC3886 = "/_synapse/client/rendezvous"
 MSC4108 = "/_synapse/client/rendezvous/msc4108"
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
 PATHS = (MSC3886, MSC4108, MSC4388)
+PARAMETERS = ("id", "transactionId")
 ON_SESSION = ("GET", "HEAD", "PUT", "DELETE")
 DENIED = "203.0.113.1"
 
@@ -183,19 +184,19 @@ class Walk:
 
         Args:
             url: the homeserver.
-            path: a path of the document and, if there is an id in it, the id behind a blank.
+            path: a path of the document and, behind blanks, the values of its parameters.
             method: the method.
             status: what is expected.
             body: the content.
             query: what stands behind the path.
             fields: the header, with `_` for `-`.
         """
-        template, _, session_id = path.partition(" ")
+        template, *names = path.split(" ")
         operations = self._schema[template]
         is_known = method.lower() in DOCUMENT["paths"][template]
-        case = operations[method if is_known else "GET"].Case(
+        case = operations[method if is_known else "OPTIONS"].Case(
             method=method,
-            path_parameters={"id": session_id} if session_id else None,
+            path_parameters=dict(zip(PARAMETERS, names, strict=False)) or None,
             headers={name.replace("_", "-"): value for name, value in fields.items()},
         )
         response: Response = case.call(base_url=url, data=body or None, params=query or None)
@@ -216,6 +217,12 @@ class Walk:
 
 def content(path: str, data: str = "hello", token: str = "") -> bytes:
     return (json.dumps({"data": data, "sequence_token": token}) if path == MSC4388 else data).encode()
+
+
+def transaction(session: str) -> str:
+    """Return the path of a write under a transaction id."""
+    template, session_id = session.split(" ")
+    return f"{template}/{{transactionId}} {session_id} one"
 
 
 def walk_open(walk: Walk, url: str, path: str) -> None:
@@ -247,23 +254,47 @@ def walk_open(walk: Walk, url: str, path: str) -> None:
     walk.ask(url, session, "PUT", 200 if path == MSC4388 else 202, content(path, "answer", tag), **plain, **known)
     walk.ask(url, session, "PUT", 409 if path == MSC4388 else 412, content(path, "stale", tag), **plain, **known)
 
-    if path != MSC4388:
+    if path == MSC4388:
+        walk_transactions(walk, url, session, nowhere)
+    else:
         walk.ask(url, session, "DELETE", 412, **known)
     walk.ask(url, session, "DELETE", 200 if path == MSC4388 else 204)
     walk.ask(url, session, "DELETE", 404)
+
+
+def walk_transactions(walk: Walk, url: str, session: str, nowhere: str) -> None:
+    """Write under transaction ids."""
+    path, tag = transaction(session), walk.ask(url, session, "GET", 200).json()["sequence_token"]
+    walk.ask(url, path, "OPTIONS", 204)
+    walk.ask(url, path, "GET", 405)
+    walk.ask(url, path, "PUT", 400, b"{}")
+    walk.ask(url, path, "PUT", 413, content(MSC4388, "x" * 4097, tag))
+    walk.ask(url, transaction(nowhere), "PUT", 404, content(MSC4388))
+    for data in ("answer", "answer sent again"):
+        walk.ask(url, path, "PUT", 200, content(MSC4388, data, tag))
+    walk.ask(url, f"{path}-more", "PUT", 409, content(MSC4388, "stale", tag))
 
 
 def walk_limited(walk: Walk, url: str, path: str, addresses: Iterator[str]) -> None:
     """Be denied, and go past each limit."""
     session, tag = walk.create(url, path, X_Forwarded_For=next(addresses))
     fields = {"Content-Type": "text/plain", "If-Match": tag}
-    for at, method in [(path, "GET"), (path, "HEAD"), (path, "POST"), *((session, method) for method in ON_SESSION)]:
+    requests = [(path, "GET"), (path, "HEAD"), (path, "POST"), *((session, method) for method in ON_SESSION)]
+    if path == MSC4388:
+        requests.append((transaction(session), "PUT"))
+    for at, method in requests:
         walk.ask(url, at, method, 403, X_Forwarded_For=DENIED)
         client = {"X-Forwarded-For": next(addresses)}
         # The first one spends all that there is. What it does to the session does not matter, but it must not end it.
         first = fields if method != "DELETE" else {"If-Match": '"another"'}
         if path != MSC4388 or method != "DELETE":
-            ask(method, url + at.replace("{id} ", ""), content(path, token=tag), {**first, **client})
+            template, *names = at.split(" ")
+            ask(
+                method,
+                url + template.format(**dict(zip(PARAMETERS, names, strict=False))),
+                content(path, token=tag),
+                {**first, **client},
+            )
         else:
             ask(method, f"{url}{path}/d{'x' * 22}", b"", client)
         walk.ask(url, at, method, 429, content(path) if method in ("POST", "PUT") else b"", **fields, **client)
@@ -273,7 +304,8 @@ def walk_signed_in(walk: Walk, url: str, path: str, token: str) -> str:
     """Create where only users may, and return the session."""
     for method in ("GET", "HEAD"):
         walk.ask(url, path, method, 401, Authorization="Bearer unknown")
-    walk.ask(url, path, "POST", 401, content(path))
+    walk.ask(url, path, "POST", 401, content(path), Authorization="Bearer unknown")
+    walk.ask(url, path, "POST", 403 if path == MSC4388 else 401, content(path))
     return walk.create(url, path, Authorization=f"Bearer {token}")[0]
 
 
@@ -282,6 +314,8 @@ def walk_without_redis(walk: Walk, url: str, path: str, token: str, session: str
     fields = {"Content_Type": "text/plain", "If_Match": '"any"'}
     for method in ON_SESSION:
         walk.ask(url, session, method, 503, content(path) if method == "PUT" else b"", **fields)
+    if path == MSC4388:
+        walk.ask(url, transaction(session), "PUT", 503, content(path))
     walk.ask(url, path, "POST", 503, content(path), **fields, Authorization=f"Bearer {token}")
 
 

@@ -12,6 +12,7 @@ from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
 MSC3886 = "/_synapse/client/rendezvous"
 MSC4108 = "/_synapse/client/rendezvous/msc4108"
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
+WRITE = b'{"data": "", "sequence_token": ""}'
 TEXT = b"Content-Type: text/plain"
 TOO_LONG = b"x" * 10241
 
@@ -54,7 +55,8 @@ class Conversation:
     def refusals(self, collection: str, session: str) -> None:
         """Expect what all dialects refuse alike."""
         for method in ("GET", "HEAD", "PUT", "DELETE"):
-            self.expect(404, method, f"{collection}/nothing", TEXT, b'If-Match: "x"', content=b"{}")
+            self.expect(404, method, f"{collection}/nothing", TEXT, b'If-Match: "x"', content=WRITE)
+            self.expect(404, method, f"{collection}/nothing/at/all")
         for path in (collection, session):
             self.expect(405, "BREW", path)
             self.expect(204, "OPTIONS", path)
@@ -95,8 +97,12 @@ def test_msc4388(homeserver: ThrowawayHomeserver) -> None:
             ask(200, method, session)
         for status, data in ((200, "world"), (409, "moon"), (413, TOO_LONG.decode())):
             write = {"sequence_token": new["sequence_token"], "data": data}
-            ask(status, "PUT", session, content=json.dumps(write).encode())
-        ask(400, "PUT", session, content=b"{}")
+            for path in (f"{session}/{status}", session):
+                ask(status, "PUT", path, content=json.dumps(write).encode())
+        for path in (f"{session}/one", f"{session}/=", session):
+            ask(400, "PUT", path, content=b"{}")
+        ask(405, "GET", f"{session}/one")
+        ask(204, "OPTIONS", f"{session}/one")
         conversation.refusals(MSC4388, session)
         ask(200, "DELETE", session)
         ask(404, "GET", session)

@@ -14,7 +14,7 @@ import pytest
 
 from support.devices import LostWithRedis, Pair, Record
 from support.homeservers import errors
-from support.http_client import ask
+from support.http_client import NoAnswer, ask
 from support.programs import needs
 from support.pulse import Pulse
 from support.servers import WorkerStack
@@ -153,6 +153,79 @@ def test_races(stack: WorkerStack) -> None:
 
     asyncio.run(race())
     print(f"Races won: {dict(winners)}")
+
+
+def test_races_of_transactions(stack: WorkerStack) -> None:
+    """Two writers, who send each PUT several times to any processes: one is done, once; each copy is answered alike."""
+    winners: Counter[str] = Counter()
+    tokens: set[str] = set()
+
+    async def race(pair: Pair, session: str, token: str, number: int) -> str:
+        """Let two write at once; return the new token."""
+        names = [f"{number}-{name}" for name in "AB"] * 2
+        names += random.choices(names, k=random.randrange(5))
+        random.shuffle(names)
+        puts = {}
+        for copy, name in enumerate(names):
+            body = json.dumps({"sequence_token": token, "data": f"{name} {copy}"}).encode()
+            puts[copy] = asyncio.ensure_future(pair.ask("PUT", f"{session}/{name}", body, at=random.choice(stack.urls)))
+        await asyncio.gather(*puts.values())
+        answers = {(name, (puts[copy].result().status, puts[copy].result().content)) for copy, name in enumerate(names)}
+        assert 2 == len(answers), answers
+        (winner, (status, content)), (_, conflict) = sorted(answers, key=lambda answer: answer[1][0])
+        assert (200, 409) == (status, conflict[0])
+        new: str = json.loads(content)["sequence_token"]
+        winners[winner[-1]] += 1
+        current = json.loads((await pair.ask("GET", session)).content)
+        assert (new, winner) == (current["sequence_token"], current["data"].split()[0])
+        assert new not in tokens
+        tokens.add(new)
+        return new
+
+    async def races() -> None:
+        async with Pair(Record(), stack.urls) as pair:
+            for begin in range(0, RACES, 20):
+                created = json.loads((await pair.ask("POST", MSC4388, b'{"data": ""}')).content)
+                session, token = f"{MSC4388}/{created['id']}", created["sequence_token"]
+                for number in range(begin, min(begin + 20, RACES)):
+                    token = await race(pair, session, token, number)
+
+    asyncio.run(races())
+    print(f"Races won: {dict(winners)}")
+
+
+def test_a_worker_dies_before_it_answers(stack: WorkerStack) -> None:
+    """A write that was done, but whose worker was killed before its answer, is answered by another worker as done."""
+
+    async def write() -> str:
+        """Return the data that are there once the writer has tried again with other data."""
+        async with Pair(Record(), [stack.workers[1].url]) as pair:
+            created = json.loads((await pair.ask("POST", MSC4388, b'{"data": ""}')).content)
+            session, token = f"{MSC4388}/{created['id']}", created["sequence_token"]
+            for url in stack.urls:  # so that each has the script in Redis, and its connection
+                await pair.ask("PUT", f"{session}/warm", b'{"sequence_token": "", "data": ""}', at=url)
+            stack.redis.pause()
+            body = {"sequence_token": token, "data": "first"}
+            url = f"{stack.workers[0].url}{session}/one"
+            first = asyncio.ensure_future(asyncio.to_thread(ask, "PUT", url, json.dumps(body).encode()))
+            await asyncio.sleep(0.2)  # by then, the worker has asked Redis; else the test tries again
+            await asyncio.to_thread(stack.workers[0].kill)
+            stack.redis.resume()
+            with pytest.raises(NoAnswer):
+                await first
+            again = await pair.ask("PUT", f"{session}/one", json.dumps({**body, "data": "second"}).encode())
+            current = json.loads((await pair.ask("GET", session)).content)
+            assert (200, current["sequence_token"]) == (again.status, json.loads(again.content)["sequence_token"])
+            return str(current["data"])
+
+    for _ in range(5):
+        try:
+            data = asyncio.run(write())
+        finally:
+            stack.workers[0].start()
+        if data == "first":
+            return
+    pytest.fail("no write was done before its worker was killed")
 
 
 @pytest.mark.timing

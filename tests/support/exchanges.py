@@ -33,7 +33,10 @@ def exchange_msc4388(url: str) -> None:
     created = answer.json()
     session = f"{url}/{created['id']}"
     write = json.dumps({"sequence_token": created["sequence_token"], "data": "hello"}).encode()
-    assert (answer.status, ask("PUT", session, write).status) == (200, 200)
+    written, again = ask("PUT", f"{session}/one", write), ask("PUT", f"{session}/one", write)
+    assert (answer.status, written.status, again.json()) == (200, 200, written.json())
+    write = json.dumps({**written.json(), "data": "hello"}).encode()
+    assert ask("PUT", session, write).status == 200
     read = ask("GET", session)
     assert (read.status, read.json()["data"]) == (200, "hello")
     assert "Authorization" in ask("OPTIONS", session).headers["Access-Control-Allow-Headers"]

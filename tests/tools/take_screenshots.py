@@ -17,7 +17,6 @@ from support.recipes import ROOT
 from support.until import wait_until
 from synapse_rendezvous.demo.page import Page
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
-from synapse_rendezvous.paths import MSC3886
 
 PICTURES = ROOT / "docs" / "pictures"
 COLOURS = 64
@@ -41,7 +40,7 @@ def main() -> None:
         directory = pathlib.Path(name)
         with (
             new_homeserver(directory) as server,
-            Page(collection_url=server.url + MSC3886, host=HOST, port=0) as page,
+            Page(homeserver_url=server.url, host=HOST, port=0) as page,
         ):
             laptop = Device(start_chromium(directory / "laptop", "--hide-scrollbars"), 1280, 860)
             phone = Device(start_chromium(directory / "phone", "--hide-scrollbars"), 390, 844)

@@ -7,13 +7,14 @@ import { Traffic } from "./traffic.js";
 const { collection, qr, certificate } = document.documentElement.dataset;
 const element = (id) => document.getElementById(id);
 const every = (selector) => document.querySelectorAll(selector);
+const collections = Array.from(element("dialect").options, (option) => option.value);
 const traffic = new Traffic({
   list: element("list"),
   requests: element("requests"),
   reads: element("reads"),
   polls: element("polls"),
   payload: element("payload"),
-  collectionUrl: collection,
+  collectionUrls: collections,
 });
 
 let channel; // while a session lives
@@ -100,9 +101,9 @@ function later({ retryAfter = 1, message }, retry) {
 const options = {
   observer(exchange) {
     traffic.observe(exchange);
-    if (exchange.status === 412) {
+    if (exchange.status === 409 || exchange.status === 412) {
       notice(
-        "Both devices wrote at the same moment, and the server took the other's (412). " +
+        "Both devices wrote at the same moment, and the server took the other's. " +
           "Nothing is lost: this page reads that first, then writes yours again.",
       );
     } else if (exchange.status !== undefined) {
@@ -123,7 +124,7 @@ async function offer() {
   held = [];
   show("meet", "Making a session", "One moment …");
   try {
-    channel = await Channel.offer(collection, options);
+    channel = await Channel.offer(element("dialect").value, options);
   } catch (error) {
     return explain(error, offer);
   }
@@ -153,7 +154,7 @@ async function accept() {
   show("meet", "Meeting the other device", "One moment …");
   const invitation = new URLSearchParams(location.hash.slice(1));
   const [session, key] = [invitation.get("session") ?? "", invitation.get("key") ?? ""];
-  if (!session.startsWith(`${collection}/`) || !key) {
+  if (!collections.some((url) => session.startsWith(`${url}/`)) || !key) {
     return over("This link leads elsewhere", "It is not complete, or was made for another homeserver.");
   }
   try {

@@ -1,6 +1,7 @@
 /**
  * A client of a rendezvous server: a mailbox in which two devices leave each other a message, for a few minutes.
- * Copy this file; it needs nothing else. It speaks MSC3886 and MSC4108, from Chrome 116, Firefox 124, Safari 17.4 on.
+ * Copy this file; it needs nothing else, and runs from Chrome 116, Firefox 124, Safari 17.4 on. It speaks MSC3886 and
+ * MSC4108, and MSC4388 in its newest text; the server's answer to a GET of the collection tells which.
  *
  *     const here = await Rendezvous.create("https://matrix.example.com/_synapse/client/rendezvous", "hello");
  *     show(here.url); // as a QR code
@@ -13,8 +14,8 @@
  * What a client must know:
  *
  * - There is one payload at a time. Who writes replaces it: take turns, or write all that the other has not read yet.
- * - Each write names the revision that it follows (`If-Match`). If the other device wrote in between, it is refused
- *   (`Conflict`): receive, then send again.
+ * - Each write names the revision that it follows (`If-Match`, or `sequence_token`). If the other device wrote in between,
+ *   it is refused (`Conflict`): receive, then send again.
  * - The server, and whoever knows the URL, can read and replace payloads. Encrypt, and compare a code by eye.
  * - The life of a session is fixed at its creation; writing does not prolong it.
  */
@@ -44,10 +45,44 @@ export class Unreachable extends Error {}
 
 /**
  * One request, as an observer sees it: once when it is sent, and once more when it is over, which is when it has `ms`.
- * Without `status`, no answer came; `waitMs` is how long the server may hold it, `etag` is of the revision answered.
+ * Without `status`, no answer came; `waitMs` is how long the server may hold it, `tag` is that of the revision answered
+ * (its ETag or `sequence_token`), `payload` what is written, and `text` what was read.
  * @typedef {{method: string, url: string, payload?: string, waitMs: number, started: number, ms?: number,
- *   status?: number, etag?: string, text?: string, cancelled?: boolean}} Exchange
+ *   status?: number, tag?: string, text?: string, cancelled?: boolean}} Exchange
  */
+
+/** MSC3886 and MSC4108: a payload is the content as it is, and has an ETag. */
+const tags = {
+  post: (url, payload) => ({ url, headers: { "Content-Type": "text/plain" }, body: payload }),
+  sessionUrl: (collectionUrl, { text, location }) => new URL(JSON.parse(text).url ?? location, collectionUrl).href,
+  // With `If-Match` it is safe to send it again: the server answers a repetition as it answered the first.
+  put: (url, tag, payload) => ({ url, headers: { "Content-Type": "text/plain", "If-Match": tag }, body: payload }),
+  get: (url, tag, waitMs) => ({
+    url: waitMs ? `${url}?timeout=${waitMs}` : url,
+    headers: tag ? { "If-None-Match": tag } : {},
+  }),
+  revision: ({ etag, expires, text }) => ({ tag: etag, expires: expires && new Date(expires), payload: text }),
+};
+
+/** MSC4388: a payload is text in JSON, and has a `sequence_token`; each write has a transaction id. */
+const tokens = {
+  post: (url, data) => ({ url, headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data }) }),
+  sessionUrl: (collectionUrl, { text }) => `${collectionUrl.replace(/\/$/, "")}/${JSON.parse(text).id}`,
+  // By the transaction id the server knows a write that is sent again, whatever has been written since.
+  put: (url, token, data) => ({
+    url: `${url}/${random()}`,
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ sequence_token: token, data }),
+  }),
+  get: (url, token, waitMs) => ({
+    url: token ? `${url}?${new URLSearchParams({ sequence_token: token, timeout: waitMs })}` : url,
+    headers: {},
+  }),
+  revision({ text }) {
+    const { sequence_token: tag, expires_in_ms: leftMs, data } = JSON.parse(text);
+    return { tag, expires: leftMs === undefined ? undefined : new Date(Date.now() + leftMs), payload: data };
+  },
+};
 
 export class Rendezvous {
   /** @type {string} The session's URL: all that the other device needs. */
@@ -56,7 +91,8 @@ export class Rendezvous {
   expires;
 
   #observer;
-  #etag; // of the last revision read or written here
+  #dialect = tags;
+  #tag; // of the last revision read or written here
   #known = new Set(); // those of all of them
   #maxWaitMs = 0;
   #sending = Promise.resolve(); // settles when nothing is being sent
@@ -78,12 +114,13 @@ export class Rendezvous {
    */
   static async create(collectionUrl, payload, options) {
     const session = new Rendezvous(options);
+    await session.#discover(collectionUrl);
     // Where the answer is lost, it is sent again. The first session, if there is one, ends unused.
-    const answer = await session.#request("POST", collectionUrl, { payload });
-    const { url } = JSON.parse(answer.text);
-    session.url = new URL(url ?? answer.location, collectionUrl).href;
-    session.#follow(answer.etag);
-    await session.#learnMaxWait();
+    const answer = await session.#request("POST", session.#dialect.post(collectionUrl, payload), { payload });
+    session.url = session.#dialect.sessionUrl(collectionUrl, answer);
+    session.#follow(answer.revision);
+    // A homeserver may have sent us on from where the session was made.
+    if (session.#collectionUrl !== collectionUrl.replace(/\/$/, "")) await session.#discover(session.#collectionUrl);
     return session;
   }
 
@@ -97,7 +134,7 @@ export class Rendezvous {
   static async join(sessionUrl, options) {
     const session = new Rendezvous(options);
     session.url = sessionUrl;
-    await session.#learnMaxWait();
+    await session.#discover(session.#collectionUrl);
     return session;
   }
 
@@ -123,22 +160,23 @@ export class Rendezvous {
    * @throws {Unreachable} to go on later, receive again
    */
   async receive({ signal } = {}) {
-    const waitMs = this.#maxWaitMs;
-    const url = waitMs ? `${this.url}?timeout=${waitMs}` : this.url;
     signal = AbortSignal.any([this.#cancelling.signal, ...(signal ? [signal] : [])]);
     for (;;) {
       const started = performance.now();
-      const headers = this.#etag ? { "If-None-Match": this.#etag } : {};
+      const known = this.#tag;
+      const waitMs = known ? this.#maxWaitMs : 0;
       try {
-        const answer = await this.#request("GET", url, { headers, waitMs: this.#etag ? waitMs : 0, signal });
+        const request = this.#dialect.get(this.url, known, waitMs);
+        const { status, revision } = await this.#request("GET", request, { waitMs, signal });
         // What ended the waiting may be a write of our own, whose tag is not known before; by now perhaps not the last.
         await this.#sending;
-        if (answer.status === 200 && !this.#known.has(opaque(answer.etag))) {
-          this.#follow(answer.etag);
-          return answer.text;
+        if (status === 200 && !this.#known.has(opaque(revision.tag))) {
+          this.#follow(revision);
+          return revision.payload;
         }
         // A server that does not wait, or has no place for it, answers at once: then ask each second.
-        if (answer.status === 304) await pause(started + POLL_MS - performance.now(), signal);
+        const isKnown = status === 304 || opaque(revision.tag) === opaque(known);
+        if (isKnown) await pause(started + POLL_MS - performance.now(), signal);
       } catch (error) {
         if (error.status !== 429) throw error;
         await pause(1000 * (error.retryAfter ?? 1), signal);
@@ -149,38 +187,43 @@ export class Rendezvous {
   /** Ends the session, for both devices. What waits in `receive` or `send` throws `Ended`. */
   async cancel() {
     this.#cancelling.abort(new Ended("The session was ended on this device."));
-    await this.#request("DELETE", this.url).catch((error) => {
+    await this.#request("DELETE", { url: this.url }).catch((error) => {
       if (!(error instanceof Ended)) throw error;
     });
   }
 
   async #replace(payload) {
-    if (!this.#etag) throw new Error("Receive before you send: a write names the revision that it follows.");
-    // `If-Match` makes it safe to send it again: the server answers a repetition as it answered the first.
-    const headers = { "If-Match": this.#etag };
-    const { etag } = await this.#request("PUT", this.url, { headers, payload, signal: this.#cancelling.signal });
-    this.#follow(etag);
+    if (!this.#tag) throw new Error("Receive before you send: a write names the revision that it follows.");
+    const request = this.#dialect.put(this.url, this.#tag, payload);
+    const { revision } = await this.#request("PUT", request, { payload, signal: this.#cancelling.signal });
+    this.#follow(revision);
   }
 
-  #follow(etag) {
-    if (!etag) throw new Error("The ETag cannot be read: the server does not expose it, or an extension hides it.");
-    this.#etag = etag;
-    this.#known.add(opaque(etag));
+  #follow({ tag, expires }) {
+    if (!tag) throw new Error("The ETag cannot be read: the server does not expose it, or an extension hides it.");
+    this.#tag = tag;
+    this.#known.add(opaque(tag));
+    this.expires = expires ?? this.expires;
   }
 
-  async #learnMaxWait() {
+  get #collectionUrl() {
+    return this.url.replace(/\/[^/]*$/, "");
+  }
+
+  /** Learns which protocol the server speaks there, and how long it lets a request wait. */
+  async #discover(collectionUrl) {
     try {
-      // Not where the session was made: a homeserver may only have sent us on from there.
-      const { text } = await this.#request("GET", new URL(".", this.url).href);
-      this.#maxWaitMs = JSON.parse(text).max_wait_ms ?? 0;
+      const { text } = await this.#request("GET", { url: collectionUrl });
+      const offer = JSON.parse(text);
+      this.#maxWaitMs = offer.max_wait_ms ?? 0;
+      if ("create_available" in offer) this.#dialect = tokens;
     } catch (error) {
       if (error instanceof Unreachable) throw error; // others do not offer it
     }
   }
 
   /** Sends a request, again where its answer is lost, and returns what was answered if that is a success. */
-  async #request(method, url, { headers = {}, payload, waitMs = 0, signal = AbortSignal.any([]) } = {}) {
-    if (payload !== undefined) headers = { ...headers, "Content-Type": "text/plain" };
+  async #request(method, { url, headers, body }, { payload, waitMs = 0, signal = AbortSignal.any([]) } = {}) {
     for (let tries = 1; ; tries++) {
       signal.throwIfAborted();
       const exchange = { method, url, payload, waitMs, started: performance.now() };
@@ -188,14 +231,17 @@ export class Rendezvous {
       let retryAfter;
       try {
         const deadline = AbortSignal.any([signal, AbortSignal.timeout(waitMs + PATIENCE_MS)]);
-        const response = await fetch(url, { method, headers, body: payload, cache: "no-store", signal: deadline });
-        exchange.text = await response.text();
-        exchange.status = response.status;
-        exchange.etag = response.headers.get("ETag") ?? undefined;
+        const response = await fetch(url, { method, headers, body, cache: "no-store", signal: deadline });
+        const text = await response.text();
+        Object.assign(exchange, { status: response.status, text });
         retryAfter = Number(response.headers.get("Retry-After")) || undefined; // in seconds
-        if (response.headers.has("Expires")) this.expires = new Date(response.headers.get("Expires"));
         if (response.ok || response.status === 304) {
-          return { ...exchange, location: response.headers.get("Location") };
+          const [etag, location, expires] = ["ETag", "Location", "Expires"].map(
+            (name) => response.headers.get(name) ?? undefined,
+          );
+          const revision = this.#dialect.revision({ etag, expires, text });
+          Object.assign(exchange, { tag: revision.tag, text: revision.payload ?? text });
+          return { status: response.status, text, location, revision };
         }
       } catch {
         exchange.cancelled = signal.aborted;
@@ -211,8 +257,8 @@ export class Rendezvous {
         }
         if (exchange.status === undefined) throw new Unreachable(`${new URL(url).host} does not answer.`);
       }
-      if (exchange.status === 404 && url.startsWith(this.url)) throw new Ended("The session is over.");
-      if (exchange.status === 412) throw new Conflict("The other device wrote first.");
+      if (exchange.status === 404 && this.url && url.startsWith(this.url)) throw new Ended("The session is over.");
+      if ([409, 412].includes(exchange.status)) throw new Conflict("The other device wrote first.");
       throw new Refused(exchange.status, retryAfter, reason(exchange));
     }
   }
@@ -221,6 +267,11 @@ export class Rendezvous {
 /** A tag without what proxies that compress add to it: W/"abc" or "abc-gzip" is still the revision "abc". */
 function opaque(etag) {
   return etag?.replace(/^W\/|"|[-;]+(gzip|br|zstd|deflate)(?="?$)/g, "") ?? null;
+}
+
+/** 128 random bits. Nobody can use one by accident that somebody else has used. */
+function random() {
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 function reason({ method, status, text }) {

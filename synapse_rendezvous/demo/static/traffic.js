@@ -9,11 +9,12 @@ export class Traffic {
   #requests = 0;
   #firstReadAt; // by performance.now()
   #lastReadAt;
+  #known; // the tag that was last seen
   #written; // the payload that this device wrote last
 
   /**
    * @param {{list: HTMLTableSectionElement, requests: HTMLElement, reads: HTMLElement, polls: HTMLElement,
-   *   payload: HTMLElement, collectionUrl: string}} parts where rows and numbers go, and what is no session
+   *   payload: HTMLElement, collectionUrls: string[]}} parts where rows and numbers go, and what is no session
    */
   constructor(parts) {
     this.parts = parts;
@@ -35,7 +36,7 @@ export class Traffic {
 
   #sent(exchange) {
     const row = document.createElement("tr");
-    const cells = ["method", "status", "etag", "ms", "meaning"].map((name) => {
+    const cells = ["method", "status", "tag", "ms", "meaning"].map((name) => {
       const cell = row.insertCell();
       cell.className = name;
       return cell;
@@ -56,13 +57,14 @@ export class Traffic {
   #over(exchange) {
     const row = this.#rows.get(exchange);
     this.#rows.delete(exchange);
-    const [, status, etag, ms, meaning] = row.cells;
+    const [, status, tag, ms, meaning] = row.cells;
     row.className = exchange.status === undefined ? (exchange.cancelled ? "" : "lost") : `s${exchange.status}`;
     status.textContent = exchange.status ?? "–";
-    etag.textContent = shortened(exchange.etag);
-    etag.title = exchange.etag ?? "";
+    tag.textContent = shortened(exchange.tag);
+    tag.title = exchange.tag ?? "";
     ms.textContent = Math.round(exchange.ms);
     meaning.textContent = this.#meaning(exchange);
+    this.#known = exchange.tag ?? this.#known;
     if (this.#isRead(exchange)) this.#lastReadAt = performance.now();
     const stored = exchange.payload ?? exchange.text; // a write is seen there, too, and what was read
     if (this.#isPayload(exchange)) this.parts.payload.textContent = stored;
@@ -103,23 +105,30 @@ export class Traffic {
   }
 
   #isPayload({ method, url, status }) {
-    return status < 300 && status !== 204 && !(method === "GET" && this.#isCollection(url));
+    return status < 300 && method !== "DELETE" && !(method === "GET" && this.#isCollection(url));
   }
 
   #isCollection(url) {
-    return url.replace(/\/$/, "") === this.parts.collectionUrl;
+    return this.parts.collectionUrls.includes(url);
   }
 
-  #meaning({ method, url, status, text, cancelled }) {
+  #meaning({ method, url, status, tag, text, cancelled }) {
     if (status === undefined) return cancelled ? "given up" : "no answer";
-    const news = text === this.#written ? "what this device wrote" : "news from the other device";
+    const other = tag === this.#known ? "nothing new" : "news from the other device";
+    const news = text === this.#written ? "what this device wrote" : other;
     const known = {
-      200: { GET: this.#isCollection(url) ? "what the server offers" : news, POST: "session made" },
+      200: {
+        GET: this.#isCollection(url) ? "what the server offers" : news,
+        POST: "session made",
+        PUT: "written",
+        DELETE: "session ended",
+      },
       201: { POST: "session made" },
       202: { PUT: "written" },
       204: { DELETE: "session ended" },
       304: { GET: "nothing new" },
       404: { GET: "session is over", PUT: "session is over", DELETE: "was over already" },
+      409: { PUT: "the other device wrote first" },
       412: { PUT: "the other device wrote first" },
     };
     const refused = { 403: "not allowed", 413: "too long", 429: "asked to come back later" };
@@ -127,6 +136,6 @@ export class Traffic {
   }
 }
 
-function shortened(etag) {
-  return etag ? etag.replace(/^((?:W\/)?.{7}).*(.)$/, "$1…$2") : "";
+function shortened(tag) {
+  return tag ? tag.replace(/^((?:W\/)?.{7}).*(.)$/, "$1…$2") : "";
 }
