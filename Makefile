@@ -64,6 +64,7 @@ bench: .venv/dev ## Compare with the nearest servers; needs wrk and redis-server
 	$(BIN)/python benchmarks/compare.py $(ARGS)
 	$(BIN)/python benchmarks/flood.py $(ARGS)
 	$(BIN)/python benchmarks/waiting.py $(ARGS)
+	$(BIN)/python benchmarks/transactions.py $(ARGS)
 	$(BIN)/python benchmarks/shares.py $(ARGS)
 
 bench-million: .venv/dev ## Let a million sessions live in one Synapse process.

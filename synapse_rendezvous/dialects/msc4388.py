@@ -93,7 +93,7 @@ class MSC4388Dialect:
 
     def transaction_response(self, tag: bytes) -> Response:
         """Answer a PUT, given the tag of the revision that it made."""
-        return json_response(200, {"sequence_token": tag.decode("ascii")})
+        return json_response(200, f'{{"sequence_token":"{tag.decode("ascii")}"}}')
 
     def deleted_response(self) -> Response:
         """Answer a DELETE."""
@@ -119,7 +119,7 @@ class MSC4388Dialect:
         if len(raw) > self._MAX_BODY_BYTES:
             raise PayloadTooLarge(self.MAX_BYTES)
         try:
-            body = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+            body = _decode_json(raw.decode("utf-8"))
         except (ValueError, RecursionError):
             raise InvalidBody("it must be one object in UTF-8 that names each key once") from None
         if not isinstance(body, dict):
@@ -149,3 +149,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(unique) != len(pairs):
         raise ValueError("a key is there twice")
     return unique
+
+
+# Made once, since `json.loads` makes one for each body.
+_decode_json = json.JSONDecoder(object_pairs_hook=_unique).decode

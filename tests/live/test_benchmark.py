@@ -71,6 +71,16 @@ def test_shares(tmp_path: pathlib.Path) -> None:
     assert 0 < looks["synapse_rendezvous"] < sum(looks.values()) / 2
 
 
+@needs_redis
+def test_transactions(tmp_path: pathlib.Path) -> None:
+    """The short form measures everything."""
+    done = run("transactions.py", "--json", str(tmp_path / "numbers.json"))
+    assert 0 == done.returncode, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())["transactions"]
+    assert 10 == len(numbers["us"])
+    assert "  write over Redis, MSC4388 / write over Redis, MSC4388, earlier form\n" in done.stdout
+
+
 def test_waiting(tmp_path: pathlib.Path) -> None:
     """The short form measures everything."""
     done = run("waiting.py", "--json", str(tmp_path / "numbers.json"))
