@@ -76,8 +76,8 @@ performance: .venv/dev ## Write the tables and plots of docs/performance.md.
 package: .venv/dev ## Build wheel and sdist, install each into an empty environment, and start from it.
 	$(BIN)/python tests/tools/check_package.py
 
-test-oldest: .venv/dev ## Run the tests that touch Synapse with the oldest Synapse supported and the lowest releases of what we require.
-	$(BIN)/tox run -e oldest
+test-oldest: .venv/dev ## Run the tests that touch Synapse with the oldest Synapse supported and the lowest releases of what we require; and, with two releases in between, those of what is no promise of Synapse's.
+	$(BIN)/tox run -e oldest,synapse-1.148,synapse-1.156
 
 test-pythons: .venv/dev ## Run the tests with each Python that is there; one that is missing is named and left out.
 	$(BIN)/tox run -e py312,py313

@@ -17,6 +17,7 @@ from synapse_rendezvous.options import (
     real,
     size,
     subsection,
+    switch,
     url_path,
 )
 from synapse_rendezvous.outcomes import OUTCOME_BYTES
@@ -118,6 +119,7 @@ class RendezvousConfig:
         max_total_bytes: how many bytes of payload they may hold together.
         max_updates: how often a payload may be replaced.
         crowded_at: from which share of max_sessions on a client may have only a few.
+        client_paths: whether clients are served at the paths of the proposals: `auto`, `on` or `off`.
         dialects: the protocols, by the names of their proposals.
         per_client: how much one client may do.
         per_session: how often one session may be asked for.
@@ -137,6 +139,7 @@ class RendezvousConfig:
     max_total_bytes: int = option("max_total_bytes", size("1", "16G"), "50M")
     max_updates: int = option("max_updates", count(1, 9_999_999), 64)
     crowded_at: float = option("crowded_at", real(0.1, 1), 0.8)
+    client_paths: str = option("client_paths", switch, "auto")
     dialects: DialectsConfig = subsection("dialects", DialectsConfig())
     per_client: PerClientLimits = subsection("per_client", PerClientLimits())
     per_session: PerSessionLimits = subsection("per_session", PerSessionLimits())

@@ -17,7 +17,7 @@ from twisted.internet.task import deferLater
 from synapse_rendezvous.clock import MonotonicClock
 from synapse_rendezvous.config import RateLimit
 from synapse_rendezvous.limits import LimitName
-from synapse_rendezvous.paths import ETAG_PREFIX
+from synapse_rendezvous.paths import CLIENT_API_PREFIX, ETAG_PREFIX
 
 OLDEST_SYNAPSE = (1, 140)
 
@@ -74,6 +74,10 @@ class Homeserver:
         reactor: the one that Synapse runs on.
         has_redis: whether Redis is enabled in homeserver.yaml.
         has_workers: whether several processes serve this homeserver.
+        delegates_authentication: whether people sign in at another server, as they must for sign-in by QR code.
+        experimental: the `experimental_features` of homeserver.yaml.
+        has_msc4108: whether homeserver.yaml names a server for MSC4108, Synapse's own or another.
+        has_msc4388: whether Synapse's own server for MSC4388 is on.
     """
 
     def __init__(self, api: ModuleApi) -> None:
@@ -84,6 +88,16 @@ class Homeserver:
         self.has_redis: bool = self._hs.config.redis.redis_enabled
         workers = self._hs.config.worker
         self.has_workers = bool(workers.worker_app or workers.instance_map)
+        self.experimental: Any = self._hs.config.experimental
+        self.delegates_authentication = bool(
+            self._hs.config.mas.enabled
+            or getattr(getattr(self.experimental, "msc3861", None), "enabled", False)  # how older releases had it
+        )
+        self.has_msc4108 = bool(
+            getattr(self.experimental, "msc4108_enabled", False)
+            or getattr(self.experimental, "msc4108_delegation_endpoint", None)
+        )
+        self.has_msc4388 = bool(getattr(self.experimental, "msc4388_enabled", False))
 
     def redis(self) -> RedisConnection:
         """Return Synapse's own connection to Redis, which follows all that homeserver.yaml says of it."""
@@ -116,14 +130,36 @@ class Homeserver:
 
     def port(self) -> int | None:
         """Return a port on which this process serves clients; None if it has none, but for example a unix socket."""
-        config = self._hs.config
-        listeners = config.worker.worker_listeners if config.worker.worker_app else config.server.listeners
         ports = {
             any("client" in resource.names for resource in listener.http_options.resources): listener.port
-            for listener in reversed(listeners)
+            for listener in reversed(self._listeners())
             if listener.http_options is not None and isinstance(listener, TCPListenerConfig)
         }
         return ports.get(True, ports.get(False))
+
+    @property
+    def compresses_for_clients(self) -> bool:
+        """Whether a listener of this process compresses what Synapse's resource for clients answers.
+
+        If it does, and something is mounted below that resource, Synapse does not start.
+        """
+        return any(
+            resource.compress and "client" in resource.names
+            for listener in self._listeners()
+            if listener.http_options is not None
+            for resource in listener.http_options.resources
+        )
+
+    def set_attribute(self, name: str, value: object) -> None:
+        """Let Synapse's homeserver have an attribute, which lives as long as it does."""
+        setattr(self._hs, name, value)
+
+    def _listeners(self) -> Sequence[Any]:
+        config = self._hs.config
+        listeners: Sequence[Any] = (
+            config.worker.worker_listeners if config.worker.worker_app else config.server.listeners
+        )
+        return listeners
 
     def ratelimiter(self, name: LimitName, rate: RateLimit) -> Ratelimiter:
         """Return a new limiter of Synapse's, on monotonic time; make each once, because it prunes itself for ever."""
@@ -157,10 +193,16 @@ class Homeserver:
 
         Raises:
             ConfigError: Synapse's own MSC4108 server is on, half of which our resource would replace; or another
-                module, which comes first, has the path.
+                module, which comes first, has the path; or Synapse would not start with something at this path.
         """
+        if path.startswith(CLIENT_API_PREFIX) and self.compresses_for_clients:
+            raise ConfigError(
+                f"synapse_rendezvous cannot be mounted at {path} while a listener has `compress: true` for `client`."
+                " Leave the path of the dialect at its default; client_paths serves clients below /_matrix/client.",
+                ("modules",),
+            )
         # It is a leaf: what is mounted below it is never reached.
-        if f"{path}/".startswith(f"{ETAG_PREFIX}/") and getattr(self._hs.config.experimental, "msc4108_enabled", False):
+        if f"{path}/".startswith(f"{ETAG_PREFIX}/") and getattr(self.experimental, "msc4108_enabled", False):
             raise ConfigError(
                 "Synapse's own rendezvous server is switched on at the path of synapse_rendezvous. Remove"
                 " experimental_features.msc4108_enabled, or remove synapse_rendezvous from modules.",

@@ -11,7 +11,7 @@ import synapse
 from synapse.module_api import ModuleApi
 from synapse.module_api.errors import ConfigError
 
-from synapse_rendezvous import __version__, clock, paths
+from synapse_rendezvous import __version__, client_paths, clock, paths
 from synapse_rendezvous.admission import Admission
 from synapse_rendezvous.clients import Clients
 from synapse_rendezvous.config import DialectConfig, RendezvousConfig
@@ -70,10 +70,14 @@ class RendezvousModule:
             (observer.log_dominant_source, SOURCES_INTERVAL_MS),
         ):
             api.looping_background_call(function, interval_ms, desc="synapse_rendezvous", run_on_all_instances=True)
-        mounts = _mounts(config, store, api.public_baseurl.rstrip("/"), kind)
+        base_url = api.public_baseurl.rstrip("/")
+        serves_client_paths = config.client_paths == "on" or (
+            config.client_paths == "auto" and homeserver.delegates_authentication
+        )
+        mounts = _mounts(config, homeserver, store, base_url, kind, serves_client_paths=serves_client_paths)
+        resources: dict[str, RendezvousResource] = {}
         for path, options, dialect in mounts:
-            homeserver.refuse_conflicts(path)
-            resource = RendezvousResource(
+            resources[path] = RendezvousResource(
                 clock=homeserver.clock,
                 sleep=api.sleep,
                 path=path,
@@ -86,11 +90,18 @@ class RendezvousModule:
                 waiters=waiters,
                 observer=observer,
             )
-            api.register_web_resource(path, resource)
             if path == options.path:
-                _warn_of_path(dialect, options)
+                _warn_of_path(dialect, options, serves_client_paths=serves_client_paths)
+            elif homeserver.compresses_for_clients:
+                continue  # only Synapse's own resource can have it below itself
+            homeserver.refuse_conflicts(path)
+            api.register_web_resource(path, resources[path])
+        if serves_client_paths:
+            for_clients = {path: each for path, each in resources.items() if path.startswith(paths.CLIENT_API_PREFIX)}
+            msc4108_url = base_url + config.dialects.msc4108.path if paths.UNSTABLE_MSC4108 in resources else None
+            client_paths.serve(homeserver, for_clients, msc4108_url)
         if store.changes_channel is None and homeserver.has_workers:
-            _warn_of_memory(sorted({options.path for _, options, _ in mounts}), api.worker_name, homeserver.port())
+            _warn_of_memory(sorted(path for path, _, _ in mounts), api.worker_name, homeserver.port())
         mounted = (f"{dialect.name} at {path} (creation {options.create_policy})" for path, options, dialect in mounts)
         logger.info(
             "synapse_rendezvous %s on %s: %s; sessions in %s; %s",
@@ -113,36 +124,61 @@ class RendezvousModule:
 
 
 def _mounts(
-    config: RendezvousConfig, store: SessionStore, base_url: str, kind: str
+    config: RendezvousConfig,
+    homeserver: Homeserver,
+    store: SessionStore,
+    base_url: str,
+    kind: str,
+    *,
+    serves_client_paths: bool,
 ) -> list[tuple[str, DialectConfig, Dialect]]:
-    """Return the paths that are served, each with the options of its dialect and the dialect as it is spoken there."""
-    process = secrets.token_hex(4)
-    max_wait_ms = config.long_poll.max_wait_ms
-    etag_dialects = (
-        dialect(
-            base_url=base_url,
-            path=getattr(config.dialects, dialect.name).path,
-            max_bytes=max_bytes,
-            ttl_ms=config.ttl_ms,
-            max_wait_ms=max_wait_ms,
-            process=process,
-            store=kind,
-            strict_etags=config.strict_etags,
-        )
-        for dialect, max_bytes in ((MSC3886Dialect, config.max_bytes), (MSC4108Dialect, MSC4108Dialect.MAX_BYTES))
+    """Return the paths that are served, each with the options of its dialect and the dialect as it is spoken there.
+
+    What homeserver.yaml says of Synapse's own servers goes first. Without being told to, nothing is offered to clients
+    that cannot create: those of MSC4108 have no access token to send.
+    """
+    of, is_told = config.dialects, config.client_paths == "on"
+    etags = functools.partial(_etag_dialect, base_url=base_url, process=secrets.token_hex(4), store=kind, config=config)
+    mounts: dict[str, tuple[DialectConfig, Dialect]] = {}
+    if of.msc3886.enabled:
+        mounts[of.msc3886.path] = of.msc3886, etags(MSC3886Dialect, of.msc3886.path, config.max_bytes)
+    if of.msc4108.enabled:
+        mounts[of.msc4108.path] = of.msc4108, etags(MSC4108Dialect, of.msc4108.path, MSC4108Dialect.MAX_BYTES)
+        is_offered = is_told or of.msc4108.create_policy == "open"
+        if serves_client_paths and is_offered and not homeserver.has_msc4108:
+            mounts.setdefault(paths.UNSTABLE_MSC4108, mounts[of.msc4108.path])
+    if of.msc4388.enabled:
+        msc4388 = functools.partial(MSC4388Dialect, store.now_ms, max_wait_ms=config.long_poll.max_wait_ms)
+        unstable = of.msc4388, msc4388(conflict_errcode=CONCURRENT_WRITE)
+        stable = of.msc4388, msc4388(conflict_errcode=STABLE_CONCURRENT_WRITE)
+        mounts[of.msc4388.path] = stable if of.msc4388.path == paths.STABLE_MSC4388 else unstable
+        if serves_client_paths:
+            if not homeserver.has_msc4388:
+                mounts.setdefault(paths.UNSTABLE_MSC4388, unstable)
+            mounts.setdefault(paths.STABLE_MSC4388, stable)
+    return [(path, *mount) for path, mount in mounts.items()]
+
+
+def _etag_dialect(
+    dialect: type[MSC3886Dialect],
+    path: str,
+    max_bytes: int,
+    *,
+    base_url: str,
+    process: str,
+    store: str,
+    config: RendezvousConfig,
+) -> MSC3886Dialect:
+    return dialect(
+        base_url=base_url,
+        path=path,
+        max_bytes=max_bytes,
+        ttl_ms=config.ttl_ms,
+        max_wait_ms=config.long_poll.max_wait_ms,
+        process=process,
+        store=store,
+        strict_etags=config.strict_etags,
     )
-    dialects: list[tuple[str, Dialect]] = [
-        (getattr(config.dialects, dialect.name).path, dialect) for dialect in etag_dialects
-    ]
-    msc4388 = functools.partial(MSC4388Dialect, store.now_ms, max_wait_ms=max_wait_ms)
-    # Sessions are shared between its paths; those of the proposal may be that of the configuration.
-    dialects += {
-        paths.UNSTABLE_MSC4388: msc4388(conflict_errcode=CONCURRENT_WRITE),
-        config.dialects.msc4388.path: msc4388(conflict_errcode=CONCURRENT_WRITE),
-        paths.STABLE_MSC4388: msc4388(conflict_errcode=STABLE_CONCURRENT_WRITE),
-    }.items()
-    mounts = [(path, getattr(config.dialects, dialect.name), dialect) for path, dialect in dialects]
-    return [mount for mount in mounts if mount[1].enabled]
 
 
 def _store(homeserver: Homeserver, config: RendezvousConfig, api: ModuleApi, observer: Observer) -> SessionStore:
@@ -209,12 +245,12 @@ def _warn_of_memory(paths: Sequence[str], worker: str | None, port: int | None) 
     )
 
 
-def _warn_of_path(dialect: Dialect, options: DialectConfig) -> None:
+def _warn_of_path(dialect: Dialect, options: DialectConfig, *, serves_client_paths: bool) -> None:
     """Say where clients cannot get at a dialect, or web clients on other origins cannot use it.
 
     Synapse answers the preflights of browsers by the path alone.
     """
-    if options.path.startswith(paths.CLIENT_API_PREFIX):
+    if options.path.startswith(paths.CLIENT_API_PREFIX) and not serves_client_paths:
         logger.warning(
             "%s is reached only on listeners without Synapse's own `client` resource, such as those of a worker with"
             " `resources: []`. See docs/clients.md",

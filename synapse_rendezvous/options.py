@@ -78,6 +78,12 @@ def choice(*choices: str) -> Parser:
     return parse
 
 
+def switch(value: Any, path: Path) -> str:
+    """Read `auto`, `on` or `off`; YAML reads the last two as booleans, unless they are quoted."""
+    word: str = choice("auto", "on", "off")({True: "on", False: "off"}.get(value, value), path)
+    return word
+
+
 def flag(value: Any, path: Path) -> bool:
     """Read `true` or `false`."""
     if not isinstance(value, bool):

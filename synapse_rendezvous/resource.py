@@ -123,7 +123,7 @@ class RendezvousResource(DirectServeJsonResource):
 
         Synapse's own `render` costs more than an answer does; it takes over where the coroutine is suspended.
         """
-        coroutine = self._respond(request)
+        coroutine = self.respond(request)
         try:
             awaited = coroutine.send(None)
         except StopIteration:
@@ -132,7 +132,8 @@ class RendezvousResource(DirectServeJsonResource):
             set_current_context(request.logcontext)  # the coroutine left this log context when it was suspended
         return _SuspendedResource(self._clock, StartedCoroutine(coroutine, awaited)).render(request)
 
-    async def _respond(self, request: SynapseRequest) -> None:
+    async def respond(self, request: SynapseRequest) -> None:
+        """Answer a request, and word whatever goes wrong."""
         client = EXEMPT
         try:
             try:

@@ -1,17 +1,19 @@
 """The recipes of docs/clients.md and docs/workers.md, as they stand there, with real processes."""
 
 import contextlib
+import gzip
+import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import yaml
 
-from support.exchanges import MSC4108, MSC4388, exchange_msc4108, exchange_msc4388
-from support.homeservers import MODULES, running
+from support.exchanges import MSC4108, MSC4388, STABLE_MSC4388, exchange_msc4108, exchange_msc4388
+from support.homeservers import MODULES, errors, running
 from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
@@ -19,7 +21,7 @@ from support.proxies import ReverseProxy
 from support.recipes import recipe
 from support.servers import RedisServer, Server
 from synapse_rendezvous import __version__
-from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
+from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, ThrowawayHomeserver
 
 
 def test_delegation(tmp_path: pathlib.Path) -> None:
@@ -31,8 +33,9 @@ def test_delegation(tmp_path: pathlib.Path) -> None:
         "https://matrix.example.com", f"http://{HOST}:{port}"
     )
     service = {"enabled": True, "endpoint": f"http://{HOST}:9/", "secret": "dead"}
+    modules = [{**MODULES[0], "config": {"client_paths": False}}]
     homeserver = ThrowawayHomeserver(
-        tmp_path, port=port, modules=MODULES, settings={**settings, "matrix_authentication_service": service}
+        tmp_path, port=port, modules=modules, settings={**settings, "matrix_authentication_service": service}
     )
     with running(homeserver):
         assert ask("POST", homeserver.url + MSC4108, Content_Type="text/plain").status == 307
@@ -46,15 +49,6 @@ def nginx(directory: pathlib.Path, homeserver_url: str, locations: str) -> Itera
     """Run nginx with these locations, and yield its address; what they do not name goes to the homeserver."""
     with ReverseProxy(directory, "nginx", homeserver_url, outer=locations) as proxy:
         yield proxy.url
-
-
-@needs("nginx", "nginx-light")
-def test_reverse_proxy(tmp_path: pathlib.Path, homeserver: ThrowawayHomeserver) -> None:
-    """A reverse proxy leads the public paths of both proposals to ours."""
-    locations = recipe("nginx", "org.matrix.msc4108").replace("http://127.0.0.1:8008", homeserver.url)
-    with nginx(tmp_path, homeserver.url, locations) as url:
-        exchange_msc4108(url + MSC4108, url)
-        exchange_msc4388(url + MSC4388)
 
 
 @contextlib.contextmanager
@@ -83,15 +77,62 @@ def settings_of_workers() -> dict[str, Any]:
 
 
 @needs("redis-server", "redis-server")
-def test_worker_with_real_paths(tmp_path: pathlib.Path) -> None:
-    """A worker without Synapse's client resource serves the real path of MSC4388."""
-    with worker(tmp_path, recipe("yaml", "worker_app"), settings_of_workers()) as (homeserver, url):
-        exchange_msc4388(url + MSC4388)
-        exchange_msc4108(f"{url}/_synapse/client/rendezvous/msc4108", url)
-        assert ask("GET", homeserver.url + MSC4388).status == 404
+@pytest.mark.parametrize("resources", ["[]", "[{names: [client]}]"], ids=["nothing", "client"])
+def test_client_paths_at_any_process(tmp_path: pathlib.Path, resources: str) -> None:
+    """Clients are served at their own paths by each process, whatever else its listener has."""
+    settings = settings_of_workers()
+    settings["matrix_authentication_service"] = {"enabled": True, "endpoint": f"http://{HOST}:9/", "secret": "dead"}
+    settings["public_baseurl"] = "https://matrix.example.com/"
+    worker_yaml = recipe("yaml", "worker_app: ", "workers.md").replace("resources: []", f"resources: {resources}")
+    with worker(tmp_path, worker_yaml, settings) as (homeserver, url):
+        for at, other in ((url, homeserver.url), (homeserver.url, url)):
+            exchange_msc4108(at + MSC4108, other)
+            exchange_msc4388(at + MSC4388)
+            exchange_msc4388(at + STABLE_MSC4388)
+            created = ask("POST", at + STABLE_MSC4388, b'{"data": "hello"}').json()
+            assert ask("GET", f"{other}{MSC4388}/{created['id']}").json()["data"] == "hello"
+        if resources != "[]":
+            for at in (url, homeserver.url):
+                assert ask("GET", f"{at}/_matrix/client/versions").json()["unstable_features"]["org.matrix.msc4108"]
     log = (tmp_path / "worker.log").read_text()
     assert f"synapse_rendezvous {__version__} on rendezvous1:" in log
     assert "; sessions in Redis; " in log
+    assert [] == errors(tmp_path / "worker.log") == errors(homeserver.log)
+
+
+@pytest.fixture
+def compressing(tmp_path: pathlib.Path) -> Callable[[dict[str, Any]], ThrowawayHomeserver]:
+    """Makes homeservers with a listener that compresses what Synapse's own resources answer."""
+
+    def make(config: dict[str, Any]) -> ThrowawayHomeserver:
+        port = free_port()
+        resources = [{"names": ["client"], "compress": True}]
+        listener = {"port": port, "bind_addresses": [HOST], "type": "http", "resources": resources}
+        module = {"module": "synapse_rendezvous.RendezvousModule", "config": {"client_paths": "on", **config}}
+        return ThrowawayHomeserver(tmp_path, port=port, modules=[module], settings={"listeners": [listener]})
+
+    return make
+
+
+def test_compressing_listener(compressing: Callable[[dict[str, Any]], ThrowawayHomeserver]) -> None:
+    """A listener that compresses does no harm: what is compressed has no entity tags."""
+    with running(compressing({})) as homeserver:
+        data = {"data": "x" * 2000}
+        created = ask("POST", homeserver.url + STABLE_MSC4388, json.dumps(data).encode())
+        session = f"{homeserver.url}{STABLE_MSC4388}/{created.json()['id']}"
+        read = ask("GET", session, Accept_Encoding="gzip")
+        assert "gzip" == read.headers["Content-Encoding"]
+        assert data["data"] == json.loads(gzip.decompress(read.content))["data"]
+        exchange_msc4388(homeserver.url + STABLE_MSC4388)
+        exchange_msc4108(homeserver.url + MSC4108, homeserver.url)
+
+
+def test_compressing_listener_with_a_path_below(
+    compressing: Callable[[dict[str, Any]], ThrowawayHomeserver],
+) -> None:
+    """Nothing can be mounted below what is compressed: Synapse does not start, and says why."""
+    with pytest.raises(DidNotStart, match=r"cannot be mounted at /_matrix/client/x while a listener has `compress"):
+        compressing({"dialects": {"msc4388": {"path": "/_matrix/client/x"}}}).start()
 
 
 @needs("redis-server", "redis-server")

@@ -344,7 +344,7 @@ class DelegationTestCase(ClientTestCase):
         text = recipe("yaml", "msc4108_delegation_endpoint")
         settings = yaml.safe_load(text.replace("https://matrix.example.com", f"http://{HOST}:{port}"))
         settings["matrix_authentication_service"] = {"enabled": True, "endpoint": f"http://{HOST}:9/", "secret": "dead"}
-        with serving(tmp_path, {}, settings, port) as self.homeserver:
+        with serving(tmp_path, {"client_paths": "off"}, settings, port) as self.homeserver:
             yield
 
     async def test_delegation(self) -> None:

@@ -10,7 +10,6 @@ import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ import yaml
 from synapse.config.homeserver import HomeServerConfig
 from synapse.config.logger import DEFAULT_LOG_CONFIG
 
-from support.exchanges import MSC4108, exchange_msc4388
+from support.exchanges import MSC4108, MSC4388, STABLE_MSC4388, exchange_msc4108, exchange_msc4388
 from support.homeservers import running
 from support.http_client import ask
 from support.ports import free_port
@@ -33,12 +32,13 @@ from synapse_rendezvous.demo.throwaway_homeserver import HOST, DidNotStart, Thro
 PAGE = (DOCS / "install.md").read_text()
 LINES = blocks("yaml", "install.md")[0]
 CHART = yaml.safe_load(recipe("yaml", "additional:", "install.md"))["synapse"]
-CHART_MODULES = yaml.safe_load(CHART["additional"]["rendezvous.yaml"]["config"])["modules"]
+CHART_SETTINGS = yaml.safe_load(CHART["additional"]["rendezvous.yaml"]["config"])
+OLD_CHART_CONFIG = yaml.safe_load(recipe("yaml", "msc3886: {enabled: false}", "install.md"))["config"]
 PLAYBOOK = yaml.safe_load(recipe("yaml", "matrix_synapse_modules", "install.md"))
 SIGNING_KEY = "ed25519 a_key " + base64.b64encode(bytes(32)).decode("ascii").rstrip("=")
 WITH_AUTHENTICATION_SERVICE: dict[str, Any] = {
     "matrix_authentication_service": {"enabled": True, "endpoint": f"http://{HOST}:9/", "secret": "dead"},
-    "experimental_features": {"msc4108_enabled": True},
+    "experimental_features": {"msc4108_enabled": True},  # which the chart and the playbook set as well
 }
 
 
@@ -68,15 +68,10 @@ def test_lines() -> None:
     assert run in recipe("dockerfile", "FROM", "install.md")
 
 
-def test_playbook_leads_clients_here() -> None:
-    """What the playbook's configuration is extended by makes Synapse send clients here, in place of its own server."""
-    extension = yaml.safe_load(recipe("yaml", "matrix_synapse_configuration_extension_yaml", "install.md"))
-    features = yaml.safe_load(extension["matrix_synapse_configuration_extension_yaml"])["experimental_features"]
-    merged = {**WITH_AUTHENTICATION_SERVICE["experimental_features"], **features}
-    assert {"msc4108_enabled": False} == {key: value for key, value in merged.items() if value is False}
-    assert [RendezvousConfig()] == loaded(
-        {**WITH_AUTHENTICATION_SERVICE, "experimental_features": merged, **yaml.safe_load(LINES)}
-    )
+def test_playbook_switches_the_other_server_off() -> None:
+    """What the page adds for Matrix Authentication Service lets Synapse start with the module."""
+    variables = yaml.safe_load(recipe("yaml", "matrix_synapse_experimental_features_msc4108_enabled", "install.md"))
+    assert {"matrix_synapse_experimental_features_msc4108_enabled": False} == variables
 
 
 class Debian:
@@ -189,32 +184,48 @@ def test_later_modules_replace_earlier(debian: Debian, other: str, stays: str) -
     assert f"ttl_ms={int(stays[0]) * 60_000}," in printed
 
 
-@pytest.fixture(scope="module")
-def chart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
-    """A homeserver with what the Helm chart sets and what the page adds to it."""
-    homeserver = ThrowawayHomeserver(
-        tmp_path_factory.mktemp("chart"),
-        port=free_port(),
-        modules=CHART_MODULES,
-        settings=WITH_AUTHENTICATION_SERVICE,
-    )
+def start_at_once(directory: pathlib.Path, settings: dict[str, Any]) -> ThrowawayHomeserver:
+    """Return a homeserver with what the chart and the playbook set, merged with more."""
+    features = {**WITH_AUTHENTICATION_SERVICE["experimental_features"], **settings.get("experimental_features", {})}
+    settings = {**WITH_AUTHENTICATION_SERVICE, **settings, "experimental_features": features}
+    return ThrowawayHomeserver(directory, port=free_port(), modules=settings.pop("modules"), settings=settings)
+
+
+def test_three_lines(tmp_path: pathlib.Path) -> None:
+    """With the lines of the page and nothing else, clients find the server and create at their own path."""
+    homeserver = start_at_once(tmp_path, {**yaml.safe_load(LINES), "experimental_features": {"msc4108_enabled": False}})
     with running(homeserver):
-        yield homeserver
+        command, shown = recipe("sh", "org.matrix.msc4108", "install.md").splitlines()
+        here = command.replace("https://matrix.example.com", homeserver.url)
+        printed = subprocess.run(here, shell=True, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert shown.removeprefix("# ") == printed.strip().replace(": ", ":")
+        exchange_msc4108(homeserver.url + MSC4108, homeserver.url)
+        exchange_msc4388(homeserver.url + MSC4388)
+        exchange_msc4388(homeserver.url + STABLE_MSC4388)
 
 
-def test_helm_chart(chart: ThrowawayHomeserver) -> None:
-    """Beside Synapse's own MSC4108, which the chart switches on, the module serves MSC4388."""
-    exchange_msc4388(f"{chart.url}/_synapse/client/io.element.msc4388/rendezvous")
-    code, headers, _ = ask("POST", chart.url + MSC4108, b"hello", Content_Type="text/plain")
-    assert 201 == code
-    assert "synapse_rendezvous" not in str(headers)
+def test_helm_chart(tmp_path: pathlib.Path) -> None:
+    """What the page adds, merged after what the chart sets, makes all dialects available, at the clients' paths."""
+    homeserver = start_at_once(tmp_path, CHART_SETTINGS)
+    with running(homeserver):
+        exchange_msc4108(homeserver.url + MSC4108, homeserver.url)
+        exchange_msc4388(homeserver.url + MSC4388)
 
 
-def test_helm_chart_with_all_dialects(tmp_path: pathlib.Path) -> None:
-    """With the other dialects on, Synapse does not start there, and says why."""
-    homeserver = ThrowawayHomeserver(
-        tmp_path, port=free_port(), settings=WITH_AUTHENTICATION_SERVICE, **yaml.safe_load(LINES)
-    )
+def test_old_helm_chart(tmp_path: pathlib.Path) -> None:
+    """Where the chart's line comes last, Synapse's own MSC4108 stays, and the module serves MSC4388 beside it."""
+    (module,) = CHART_SETTINGS["modules"]
+    homeserver = start_at_once(tmp_path, {"modules": [{**module, "config": OLD_CHART_CONFIG}]})
+    with running(homeserver):
+        exchange_msc4388(homeserver.url + MSC4388)
+        code, headers, _ = ask("POST", homeserver.url + MSC4108, b"hello", Content_Type="text/plain")
+        assert 201 == code
+        assert "X-Max-Bytes" not in headers  # as ours has it
+
+
+def test_helm_chart_with_both_servers(tmp_path: pathlib.Path) -> None:
+    """With Synapse's own server and all dialects on, Synapse does not start, and says why."""
+    homeserver = start_at_once(tmp_path, yaml.safe_load(LINES))
     with pytest.raises(DidNotStart, match=r"experimental_features\.msc4108_enabled"):
         homeserver.start()
 

@@ -7,6 +7,7 @@ from support.http_client import ask
 
 MSC4108 = "/_matrix/client/unstable/org.matrix.msc4108/rendezvous"
 MSC4388 = "/_matrix/client/unstable/io.element.msc4388/rendezvous"
+STABLE_MSC4388 = "/_matrix/client/v1/rendezvous"
 
 
 def exchange_msc4108(create_url: str, base: str) -> None:

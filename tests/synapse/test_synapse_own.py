@@ -9,6 +9,7 @@ import importlib.util
 from typing import Any
 
 import pytest
+from synapse.rest import ClientRestResource
 from tests.rest.client import test_rendezvous
 
 from support.rendezvous_case import age_by
@@ -23,8 +24,11 @@ DIFFERENT = {
 }
 
 
-def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> Any:
-    """Return a test case of Synapse's whose homeserver has our dialect where it would have had Synapse's server."""
+def against_ours(theirs: Any, dialect: str) -> Any:
+    """Return a test case of Synapse's whose homeserver has our dialect where it would have had Synapse's server.
+
+    All requests go to Synapse's own paths.
+    """
 
     class Ours(theirs):
         def default_config(self) -> dict[str, Any]:
@@ -33,13 +37,16 @@ def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> A
             mode = experimental.pop("msc4388_mode", "off")
             if experimental.pop("msc4108_enabled", False):
                 mode = "open"
-            options = {"path": our_path, "enabled": mode != "off"}
+            options: dict[str, Any] = {"enabled": mode != "off"}
+            if dialect == "msc4108":
+                options["path"] = "/_synapse/client/rendezvous"
             if mode != "off":
                 options["create_policy"] = mode
             config["modules"] = [
                 {
                     "module": "synapse_rendezvous.RendezvousModule",
                     "config": {
+                        "client_paths": "on",
                         "ttl": "1m" if dialect == "msc4108" else "2m",
                         "dialects": {"msc3886": {"path": "/_synapse/client/rendezvous_base"}, dialect: options},
                         "per_client": UNLIMITED,
@@ -54,12 +61,9 @@ def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> A
             return super().make_homeserver(reactor, clock)
 
         def create_resource_dict(self) -> dict[str, Any]:
-            return {**super().create_resource_dict(), **self.hs._module_web_resources}
+            return {"/_matrix/client": ClientRestResource(self.hs), **self.hs._module_web_resources}
 
         def make_request(self, method: str, path: str, *arguments: Any, **more: Any) -> Any:
-            """Send the request where a reverse proxy would, if there is anything of ours."""
-            if our_path in self.hs._module_web_resources:
-                path = path.replace(their_path, our_path)
             channel = super().make_request(method, path, *arguments, **more)
             exposed = channel.headers.getRawHeaders("Access-Control-Expose-Headers", [])
             if exposed == ["ETag, Location, X-Max-Bytes, Retry-After"]:
@@ -77,14 +81,10 @@ def against_ours(theirs: Any, dialect: str, their_path: str, our_path: str) -> A
 MSC4108TestCase = against_ours(
     test_rendezvous.RendezvousServletTestCase,
     "msc4108",
-    "/_matrix/client/unstable/org.matrix.msc4108/rendezvous",
-    "/_synapse/client/rendezvous",
 )
 
 if importlib.util.find_spec("tests.rest.client.test_msc4388_rendezvous"):
     MSC4388TestCase = against_ours(
         importlib.import_module("tests.rest.client.test_msc4388_rendezvous").RendezvousServletTestCase,
         "msc4388",
-        "/_matrix/client/unstable/io.element.msc4388/rendezvous",
-        "/_synapse/client/io.element.msc4388/rendezvous",
     )

@@ -19,6 +19,7 @@ class JSONTestCase(RendezvousTestCase):
     """Sends JSON to MSC4388."""
 
     path = OURS
+    options: ClassVar[dict[str, Any]] = {"client_paths": "on"}
 
     def create_resource_dict(self) -> dict[str, Any]:
         """Serve nothing of Synapse's own, as on a listener without its `client` resource."""
