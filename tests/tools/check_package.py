@@ -38,6 +38,7 @@ IN_SDIST = {
     "contrib/grafana/synapse_rendezvous.json",
     "docs/monitoring.png",
     "tests/live/alerts.yml",
+    "tests/support/sign_in/package-lock.json",
     "docs/openapi.yaml",
     "examples/rendezvous.py",
 }
