@@ -137,7 +137,6 @@ def servers(
     endpoint = f"http://{HOST}:{oauth_port}/"
     settings: dict[str, Any] = {
         "matrix_authentication_service": {"enabled": True, "endpoint": endpoint, "secret": SECRET},
-        "experimental_features": {"msc4108_delegation_endpoint": f"http://{HOST}:{port}{MSC4108}"},
     }
     homeserver = new_homeserver(tmp_path_factory.mktemp("homeserver"), settings=settings, port=port)
     with running(homeserver), OAuthServer(programs, oauth_port, homeserver.url) as oauth_server:
