@@ -4,19 +4,32 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import attr
 import yaml
 from synapse.config._base import ConfigError, find_config_files, read_config_files
 
 from synapse_rendezvous.check.findings import Findings
-from synapse_rendezvous.config import RendezvousConfig
+from synapse_rendezvous.config import DialectsConfig, RendezvousConfig
 from synapse_rendezvous.paths import ETAG_PREFIX
 
 _MODULE = "synapse_rendezvous.RendezvousModule"
 
 
-def check_configuration(paths: Sequence[str], base_url: str, findings: Findings) -> str:
+class ConfiguredDialects(NamedTuple):
+    """What the configuration says of the dialects.
+
+    Attributes:
+        collection_path: the path of the collection that is checked; empty if neither MSC3886 nor MSC4108 is enabled.
+        enabled: the names of the dialects that are enabled.
+    """
+
+    collection_path: str
+    enabled: frozenset[str]
+
+
+def check_configuration(paths: Sequence[str], base_url: str, findings: Findings) -> ConfiguredDialects | None:
     """Check the configuration.
 
     Args:
@@ -25,7 +38,7 @@ def check_configuration(paths: Sequence[str], base_url: str, findings: Findings)
         findings: takes what is found.
 
     Returns:
-        The path of the collection; empty if the configuration does not have it.
+        The dialects; None if the configuration does not have them.
     """
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Synapse prints the files that it ignores
@@ -33,24 +46,26 @@ def check_configuration(paths: Sequence[str], base_url: str, findings: Findings)
             config = read_config_files(files)
     except (OSError, yaml.YAMLError, ConfigError) as error:
         findings.add_problem("config.unreadable", *str(error).splitlines())
-        return ""
+        return None
     _check_listeners(config, findings)
     public_baseurl = str(config.get("public_baseurl") or f"https://{config['server_name']}/").rstrip("/")
     if public_baseurl != base_url:
         findings.add_problem("config.public_baseurl", f"it is {public_baseurl}; checked is {base_url}")
     options = _module_options(config, findings)
     if options is None:
-        return ""
+        return None
     try:
         parsed = RendezvousConfig.parse(options)
     except ConfigError as error:
         findings.add_problem("config.options", f"{'.'.join(map(str, error.path or ()))}: {error.msg}")
-        return ""
+        return None
     _check_surroundings(config, parsed, findings)
     if not findings.has_problem("configuration"):
         names = ", ".join(pathlib.Path(file).name for file in files)
         findings.ok("configuration", f"{names}: the module is loaded once, and all of its options are right")
-    return parsed.dialects.msc3886.path if parsed.dialects.msc3886.enabled else parsed.dialects.msc4108.path
+    dialects = {field.name: getattr(parsed.dialects, field.name) for field in attr.fields(DialectsConfig)}
+    enabled = {name: dialect.path for name, dialect in dialects.items() if dialect.enabled}
+    return ConfiguredDialects(enabled.get("msc3886") or enabled.get("msc4108") or "", frozenset(enabled))
 
 
 def _module_options(config: Mapping[str, Any], findings: Findings) -> Any:

@@ -19,6 +19,7 @@ class CheckContext:
         probe: sends the requests.
         findings: what was found so far.
         collection_url: the URL of the collection.
+        serves_msc4388: whether this module serves MSC4388 where clients look for it.
         server_info: the description that the collection gives of the server.
         session_url: the URL of the session that is written and read; empty until it is created.
         etag: the ETag of the session's current revision, as it arrived; empty if none arrived.
@@ -31,6 +32,7 @@ class CheckContext:
     probe: Probe
     findings: Findings
     collection_url: str
+    serves_msc4388: bool = False
     server_info: Mapping[str, Any] = attr.Factory(dict)
     session_url: str = ""
     etag: str = ""

@@ -41,8 +41,17 @@ class Finding:
         return f"docs/check.md#{SECTIONS[self.section].lower().replace(' ', '-')}"
 
 
+def printable(text: str) -> str:
+    """Return a text without characters that could control a terminal: much of it is what a server has sent."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
 class Stopped(Exception):
     """A problem was found that makes the rest of the check meaningless."""
+
+
+class OnlyMSC4388(Stopped):
+    """This module serves no dialect with entity tags, which the rest of the check is about."""
 
 
 class Findings:
@@ -60,15 +69,15 @@ class Findings:
 
     def ok(self, section: str, title: str) -> None:
         """Add something that is as it should be."""
-        self._findings.append(Finding(section, section, Level.OK, title))
+        self._findings.append(Finding(section, section, Level.OK, printable(title)))
 
     def note(self, section: str, title: str) -> None:
         """Add something that is good to know."""
-        self._findings.append(Finding(section, section, Level.NOTE, title))
+        self._findings.append(Finding(section, section, Level.NOTE, printable(title)))
 
     def not_tested(self, section: str, reason: str) -> None:
         """Add something that could not be tested."""
-        self._findings.append(Finding(section, section, Level.NOT_TESTED, reason))
+        self._findings.append(Finding(section, section, Level.NOT_TESTED, printable(reason)))
 
     def add_problem(self, problem_id: str, *evidence: object, response: Outcome | None = None) -> None:
         """Add a problem.
@@ -79,10 +88,10 @@ class Findings:
             response: the response that shows the problem, if it is a single one.
         """
         known = problem(problem_id)
-        lines = tuple(map(str, evidence))
+        lines = tuple(printable(str(line)) for line in evidence)
         fields, product = (response.server_fields, response.product) if isinstance(response, Response) else ("", None)
         self._findings.append(
-            Finding(known.id, known.section, known.level, known.title, lines, fields, product, known.effect)
+            Finding(known.id, known.section, known.level, known.title, lines, printable(fields), product, known.effect)
         )
 
     def stop(self, problem_id: str, *evidence: object, response: Outcome | None = None) -> Stopped:

@@ -10,6 +10,7 @@ import attr
 SECTIONS = {
     "configuration": "Configuration",
     "reach": "Reach",
+    "sign_in": "Sign-in",
     "route": "Route",
     "process": "One process",
     "preflight": "Preflight",

@@ -2,6 +2,8 @@
 
 import datetime
 import time
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from twisted.internet.error import ConnectionRefusedError
@@ -14,7 +16,6 @@ from synapse_rendezvous.check.probe import Probe
 from synapse_rendezvous.check.response import NoResponse
 
 _EXPIRES_SOON_DAYS = 14
-_MSC4108 = "org.matrix.msc4108"
 
 
 class InvalidTarget(Exception):
@@ -79,7 +80,9 @@ async def discover_base_url(probe: Probe, findings: Findings, server_url: str) -
     return root + path
 
 
-async def check_reachability(probe: Probe, findings: Findings, base_url: str, *, is_homeserver: bool) -> None:
+async def check_reachability(
+    probe: Probe, findings: Findings, base_url: str, *, is_homeserver: bool
+) -> Mapping[str, Any] | None:
     """Connect, check the certificate, and ask for the versions of Matrix that the homeserver speaks.
 
     Args:
@@ -87,6 +90,9 @@ async def check_reachability(probe: Probe, findings: Findings, base_url: str, *,
         findings: takes what is found.
         base_url: where to connect.
         is_homeserver: whether a homeserver must answer there; if not, the URL may serve rendezvous alone.
+
+    Returns:
+        The `unstable_features` of the homeserver; None if none answers there.
 
     Raises:
         Stopped: no connection can be made.
@@ -107,18 +113,15 @@ async def check_reachability(probe: Probe, findings: Findings, base_url: str, *,
     versions = response.content.get("versions")
     if not is_homeserver and response.code == 404:
         findings.ok("reach", "no homeserver here, but the path of the collection was given")
-        return
+        return None
     if response.code != 200 or not isinstance(versions, list):
         findings.add_problem("reach.versions", response, response=response)
-        return
+        return None
     server = response.field_value("Server") or ""
     suffix = f" ({server.split()[0].replace('/', ' ')})" if server.startswith("Synapse/") else ""
     findings.ok("reach", f"/_matrix/client/versions answers{suffix}")
     features = response.content.get("unstable_features")
-    if not (isinstance(features, dict) and features.get(_MSC4108)):
-        findings.note(
-            "reach", f"/versions does not say {_MSC4108}, so Element Web does not offer a QR code (docs/clients.md)"
-        )
+    return features if isinstance(features, dict) else {}
 
 
 def _unreachable(findings: Findings, no_response: NoResponse) -> Stopped:

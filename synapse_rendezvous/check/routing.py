@@ -5,6 +5,7 @@ from collections import Counter
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from synapse_rendezvous.check.context import CheckContext, cache_busting_url
+from synapse_rendezvous.check.findings import OnlyMSC4388
 from synapse_rendezvous.check.response import NoResponse, Response
 
 CONNECTIONS = 10
@@ -23,7 +24,10 @@ async def check_route(context: CheckContext) -> None:
         raise findings.stop("route.unexpected", response)
     info = response.content
     if response.code != 200 or info.get("name") != "synapse_rendezvous":
-        raise findings.stop(diagnose_foreign_response(response), response, response=response)
+        problem = diagnose_foreign_response(response)
+        if problem == "route.not_loaded" and context.serves_msc4388:
+            raise OnlyMSC4388
+        raise findings.stop(problem, response, response=response)
     context.server_info = info
     details = [f"sessions in {info['store']}"] if info.get("store") else []
     details += [f"process {info['process']}"] if info.get("process") else []

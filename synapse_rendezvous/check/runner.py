@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from twisted.internet.defer import Deferred
@@ -11,7 +11,7 @@ from synapse_rendezvous.check.client_address import check_client_address
 from synapse_rendezvous.check.context import CheckContext
 from synapse_rendezvous.check.creation import check_create
 from synapse_rendezvous.check.exchange import check_end, check_fresh, check_poll, check_read, check_write
-from synapse_rendezvous.check.findings import Findings, Report, Stopped
+from synapse_rendezvous.check.findings import Findings, OnlyMSC4388, Report, Stopped
 from synapse_rendezvous.check.options import CheckOptions
 from synapse_rendezvous.check.preflight import check_preflight
 from synapse_rendezvous.check.probe import MAX_DURATION_S, MAX_REQUESTS, BudgetExceeded, Probe
@@ -19,7 +19,11 @@ from synapse_rendezvous.check.proxy_limits import LongPollResult, check_sizes, e
 from synapse_rendezvous.check.reachability import check_reachability, discover_base_url, parse_target
 from synapse_rendezvous.check.response_headers import check_response_headers
 from synapse_rendezvous.check.routing import check_processes, check_route, check_session_routing
+from synapse_rendezvous.check.sign_in import check_sign_in
 from synapse_rendezvous.paths import MSC3886
+
+if TYPE_CHECKING:
+    from synapse_rendezvous.check.configuration import ConfiguredDialects
 
 
 async def run_check(reactor: Any, options: CheckOptions) -> Report:
@@ -36,10 +40,19 @@ async def run_check(reactor: Any, options: CheckOptions) -> Report:
     try:
         if "://" not in options.target:
             base_url = await discover_base_url(probe, findings, base_url)
-        configured_path = _read_configuration(options.configs, base_url, findings) if options.configs else ""
-        context.collection_url = base_url + (path or configured_path or MSC3886)
-        await check_reachability(probe, findings, base_url, is_homeserver=not path)
+        configured = _read_configuration(options.configs, base_url, findings) if options.configs else None
+        context.collection_url = base_url + (path or (configured and configured.collection_path) or MSC3886)
+        features = await check_reachability(probe, findings, base_url, is_homeserver=not path)
+        if features is None:
+            findings.not_tested("sign_in", "no homeserver answers here")
+        else:
+            enabled = configured and configured.enabled
+            context.serves_msc4388 = await check_sign_in(context, base_url, features, enabled)
+        if configured and not configured.collection_path and not path:
+            raise OnlyMSC4388
         await _run_parts(context)
+    except OnlyMSC4388:
+        untested_reason = "only MSC4388 is served, which has no entity tags"
     except Stopped:
         if context.session_url:
             with contextlib.suppress(BudgetExceeded, Stopped):
@@ -56,8 +69,8 @@ async def run_check(reactor: Any, options: CheckOptions) -> Report:
     return Report(url, product, completed, probe.request_count, seconds)
 
 
-def _read_configuration(configs: Sequence[str], base_url: str, findings: Findings) -> str:
-    """Check the configuration; return the path of the collection, empty if the configuration does not have it."""
+def _read_configuration(configs: Sequence[str], base_url: str, findings: Findings) -> "ConfiguredDialects | None":
+    """Check the configuration; return what it says of the dialects."""
     # This part alone needs Synapse.
     from synapse_rendezvous.check.configuration import check_configuration
 
@@ -90,6 +103,8 @@ async def _run_parts(context: CheckContext) -> None:
         await check_end(context)
         evaluate_long_poll(context, await long_poll)
     finally:
+        is_over = long_poll.called
         long_poll.addErrback(lambda _failure: None)
-        long_poll.cancel()  # it deletes its session then
-        await long_poll
+        if not is_over:
+            long_poll.cancel()  # it deletes its session then
+            await long_poll
