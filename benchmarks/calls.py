@@ -29,6 +29,7 @@ from tests.unittest import HomeserverTestCase
 PACKAGE = f"{pathlib.Path(synapse_rendezvous.__file__).parent}/"
 PATH = "/_synapse/client/rendezvous"
 
+_AT_ONCE = {"long_poll": {"default_wait": 0}}
 _PROXY_FIELDS = (("X-Forwarded-For", "1.2.3.4"), ("X-Forwarded-Proto", "https"))
 
 
@@ -82,7 +83,10 @@ class WarmHomeserver(HomeserverTestCase):  # type: ignore[misc]  # it has no typ
 
     def default_config(self) -> dict[str, Any]:
         """Called by the harness."""
-        return {**super().default_config(), "modules": [{"module": "synapse_rendezvous.RendezvousModule"}]}
+        return {
+            **super().default_config(),
+            "modules": [{"module": "synapse_rendezvous.RendezvousModule", "config": _AT_ONCE}],
+        }
 
     def create_resource_dict(self) -> dict[str, Any]:
         """Called by the harness."""

@@ -109,6 +109,7 @@ def rendezvous(**options: Any) -> dict[str, Any]:
         "max_sessions": 10_000_000,
         "max_total_bytes": "16G",
         "max_updates": 9_999_999,
+        "long_poll": {"default_wait": 0},  # so that a poll is answered at once, as those of the other servers
         "per_client": per_client,
         "per_session": {"read": _UNLIMITED, "write": _UNLIMITED},
     }

@@ -1,5 +1,7 @@
 """The options under `config:` in homeserver.yaml, read once into frozen objects."""
 
+from collections.abc import Mapping
+
 import attr
 from synapse.config._base import ConfigError
 
@@ -85,7 +87,8 @@ class LongPollConfig:
     """How long a GET may be held while there is nothing new, in milliseconds, and how many at once."""
 
     max_wait_ms: int = option("max_wait", duration("0", "60s"), "10s")
-    default_wait_ms: int = option("default_wait", duration("0", "60s"), "0")
+    # Clients on okhttp give up after 10 seconds, those on matrix-rust-sdk after 30.
+    default_wait_ms: int = option("default_wait", duration("0", "25s"), "8s")
     max_waiting: int = option("max_waiting", count(1, 100_000), 2000)
 
 
@@ -177,6 +180,9 @@ class RendezvousConfig:
                 f" this is {config.max_total_bytes}",
                 ("max_total_bytes",),
             )
+        if "default_wait" not in _section(options, "long_poll"):
+            wait_ms = min(config.long_poll.default_wait_ms, config.long_poll.max_wait_ms)
+            config = attr.evolve(config, long_poll=attr.evolve(config.long_poll, default_wait_ms=wait_ms))
         if config.long_poll.default_wait_ms > config.long_poll.max_wait_ms:
             raise ConfigError(
                 f"must be at most max_wait ({config.long_poll.max_wait_ms} ms); this is"
@@ -235,3 +241,9 @@ class RendezvousConfig:
             + LIMITS * LIMIT_BYTES
             + 2 * max(0, self.max_sessions - LIMIT_KEYS) * PREPAID_BYTES
         )
+
+
+def _section(options: object, key: str) -> Mapping[str, object]:
+    """Return a section as the operator wrote it; empty if there is none."""
+    section = options.get(key) if isinstance(options, Mapping) else None
+    return section if isinstance(section, Mapping) else {}

@@ -28,11 +28,18 @@ class Waiter:
         client: the client it counts for.
         call_later: ends a wait that takes too long.
         reread_ms: the longest time that one wait takes.
+
+    Attributes:
+        session_id: see above.
+        client: see above.
+        is_held: whether its request is held by now.
+        is_displaced: whether it has lost its place to a newer request, and must be answered.
     """
 
     def __init__(self, session_id: str, client: str, call_later: CallLater, reread_ms: float) -> None:
         self.session_id = session_id
         self.client = client
+        self.is_held = self.is_displaced = False
         self._call_later = call_later
         self._reread_ms = reread_ms
         self._is_woken = False
@@ -71,12 +78,15 @@ class Waiters:
         max_wait_ms: how long a request may be held.
         default_wait_ms: how long a request is held that names no time.
         max_waiting: how many requests may wait at once.
-        max_client_waiting: how many of one client.
+        max_client_waiting: how many of one client; of the networks around it, as `quota_keys` says.
         reread_ms: how often a waiter looks without being woken, because a wake-up may get lost on its way.
     """
 
     MAX_SESSION_WAITING = 4
-    """How many may wait for one session: two devices, each with one request more that has lost its connection."""
+    """How many may wait for one session: two devices, each with one request more that has lost its connection.
+
+    One more takes the place of the oldest: many proxies keep a request that its client has given up.
+    """
 
     WAKE_BATCH = 100
     """How many waiters are woken in one go."""
@@ -140,20 +150,34 @@ class Waiters:
             session_id: the session it waits for.
             client: the client it counts for.
         """
-        if not self._has_room(session_id, client):
+        if not self._has_room(client):
             return None
         waiter = Waiter(session_id, client, self._call_later, self._reread_ms)
-        self._waiters.setdefault(session_id, []).append(waiter)
-        self._clients[client] += 1
         self._count += 1
+        for key, _ in quota_keys(client):
+            self._clients[key] += 1
+        self._waiters.setdefault(session_id, []).append(waiter)
         return waiter
+
+    def hold(self, waiter: Waiter) -> None:
+        """Give a waiter one of its session's places, if need be that of the oldest, which is then answered."""
+        held = [each for each in self._waiters[waiter.session_id] if each.is_held]
+        waiter.is_held = True
+        if len(held) >= self.MAX_SESSION_WAITING:
+            oldest = held[0]
+            self.remove(oldest)
+            oldest.is_displaced = True
+            self._wake_later([oldest], 0)
 
     def remove(self, waiter: Waiter) -> None:
         """Forget a waiter."""
+        if waiter.is_displaced:
+            return
         self._count -= 1
-        self._clients[waiter.client] -= 1
-        if not self._clients[waiter.client]:
-            del self._clients[waiter.client]
+        for key, _ in quota_keys(waiter.client):
+            self._clients[key] -= 1
+            if not self._clients[key]:
+                del self._clients[key]
         waiters = self._waiters[waiter.session_id]
         waiters.remove(waiter)
         if not waiters:
@@ -186,10 +210,9 @@ class Waiters:
 
         self._call_later(ms, wake)
 
-    def _has_room(self, session_id: str, client: str) -> bool:
+    def _has_room(self, client: str) -> bool:
         return (
             not self.is_closed
             and self._count < self._max_waiting
-            and (not quota_keys(client) or self._clients[client] < self._max_client_waiting)
-            and len(self._waiters.get(session_id, ())) < self.MAX_SESSION_WAITING
+            and all(self._clients[key] < self._max_client_waiting * share for key, share in quota_keys(client))
         )

@@ -7,7 +7,7 @@ from synapse_rendezvous.clients import quota_keys
 from synapse_rendezvous.errors import SessionNotFound, StoreFull
 from synapse_rendezvous.limits import LimitName
 from synapse_rendezvous.outcomes import CONFLICT, OUTCOME_BYTES, find_outcome, transaction_key
-from synapse_rendezvous.session import EndedSession, Session, StoreUsage, Write
+from synapse_rendezvous.session import LINGER_MS, EndedSession, Session, StoreUsage, Write
 from synapse_rendezvous.store import Quotas, SessionObserver, SwapResult
 from synapse_rendezvous.table import Counts, SessionTable
 
@@ -74,7 +74,7 @@ class MemorySessionStore:
     async def get(self, session_id: str) -> Session:
         """See `SessionStore.get`."""
         session = self._sessions.get(session_id)
-        if session is None or session.expires_ms <= self.now_ms():
+        if session is None or session.expires_ms + LINGER_MS <= self.now_ms():
             raise self._not_found(session)
         return session
 
@@ -89,7 +89,7 @@ class MemorySessionStore:
         """See `SessionStore.swap`."""
         now_ms = self.now_ms()
         current = self._sessions.get(session_id)
-        if current is None or current.expires_ms <= now_ms:
+        if current is None or current.expires_ms + LINGER_MS <= now_ms:
             raise self._not_found(current)
         is_expected = expected_tag is None or expected_tag == current.tag
         outcomes = current.outcomes
@@ -130,7 +130,7 @@ class MemorySessionStore:
         """See `SessionStore.delete`."""
         now_ms = self.now_ms()
         session = self._sessions.get(session_id)
-        if session is None or session.expires_ms <= now_ms:
+        if session is None or session.expires_ms + LINGER_MS <= now_ms:
             raise self._not_found(session)
         if expected_tag is not None and expected_tag != session.tag:
             return SwapResult(session, is_done=False)
@@ -158,7 +158,7 @@ class MemorySessionStore:
     def _sweep(self, now_ms: int) -> int:
         """Forget the oldest few of the expired sessions; return how many."""
         oldest = itertools.islice(self._sessions.values(), self.SWEEP_BATCH)
-        expired = list(itertools.takewhile(lambda session: session.expires_ms <= now_ms, oldest))
+        expired = list(itertools.takewhile(lambda session: session.expires_ms + LINGER_MS <= now_ms, oldest))
         for session in expired:
             self._drop(session, self._quotas.ttl_ms, "expired")
         return len(expired)

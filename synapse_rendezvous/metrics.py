@@ -37,7 +37,7 @@ _UNIDENTIFIED = Counter(
     _name("unidentified_creates"), "Sessions created by clients with a private address or none", [_SERVER]
 )
 _WAITING = Gauge(_name("waiting"), "Requests that wait for a session to change", [_SERVER])
-_WAITS = Counter(_name("waits"), "Waits that ended, or had no place", [_SERVER, "outcome"])
+_WAITS = Counter(_name("waits"), "Waits that ended, or had no place", [_SERVER, "outcome", "asked_by"])
 _STORE_FAILURES = Counter(_name("store_failures"), "Operations that Redis did not do in time", [_SERVER])
 _STORE_DOWN = Gauge(_name("store_down"), "1 while Redis does not answer", [_SERVER])
 _FIRST_REPLY = Histogram(
@@ -115,7 +115,11 @@ class Metrics:
         self.replayed_puts = _REPLAYED.labels(server_name)
         self.unidentified_creates = _UNIDENTIFIED.labels(server_name)
         self.waiting = _WAITING.labels(server_name)
-        self.waits = each(_WAITS, ("changed", "timed_out", "ended", "left", "refused"))
+        self.waits = {
+            (outcome, asked_by): _WAITS.labels(server_name, outcome, asked_by)
+            for outcome in ("changed", "timed_out", "ended", "left", "displaced", "refused")
+            for asked_by in ("client", "default")
+        }
         self.store_failures = _STORE_FAILURES.labels(server_name)
         self.store_down = _STORE_DOWN.labels(server_name)
         self.first_reply = _FIRST_REPLY.labels(server_name)

@@ -37,6 +37,9 @@ SWEEP_INTERVAL_MS = 10_000
 SWEEP_PAUSE_S = 0.005
 """How long requests come first, before the next ones leave where many have expired."""
 
+PATIENCE_MS = 9000
+"""How long any known client waits for an answer that it expects at once; okhttp gives up a second later."""
+
 REREAD_INTERVAL_MS = 10_000
 """How often a request that waits looks into Redis by itself: a wake-up may be lost while a connection breaks."""
 
@@ -100,6 +103,12 @@ class RendezvousModule:
             for_clients = {path: each for path, each in resources.items() if path.startswith(paths.CLIENT_API_PREFIX)}
             msc4108_url = base_url + config.dialects.msc4108.path if paths.UNSTABLE_MSC4108 in resources else None
             client_paths.serve(homeserver, for_clients, msc4108_url)
+        if config.long_poll.default_wait_ms > PATIENCE_MS:
+            logger.warning(
+                "long_poll.default_wait is %g s, but some clients (on okhttp) give up a request after 10 s, and then"
+                " fail. Set it to 9s or less",
+                config.long_poll.default_wait_ms / 1000,
+            )
         if store.changes_channel is None and homeserver.has_workers:
             _warn_of_memory(sorted(path for path, _, _ in mounts), api.worker_name, homeserver.port())
         mounted = (f"{dialect.name} at {path} (creation {options.create_policy})" for path, options, dialect in mounts)

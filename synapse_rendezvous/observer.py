@@ -105,9 +105,15 @@ class Observer:
         for change in changes:
             self._metrics.tags_normalised[change].inc()
 
-    def wait_ended(self, outcome: str) -> None:
-        """Count a wait: `changed`, `timed_out`, `ended`, `left` by its client, or `refused` for want of room."""
-        self._metrics.waits[outcome].inc()
+    def wait_ended(self, outcome: str, *, is_asked: bool) -> None:
+        """Count a wait.
+
+        Args:
+            outcome: `changed`, `timed_out`, `ended`, `left` by its client, `displaced` by a newer request for the same
+                session, or `refused` for want of room.
+            is_asked: whether the client asked for it, by `timeout`.
+        """
+        self._metrics.waits[outcome, "client" if is_asked else "default"].inc()
 
     def client_unidentified(self, peer: str | None) -> None:
         """Warn, at most once an hour, that a proxy hides the addresses of its clients."""

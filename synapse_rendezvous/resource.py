@@ -1,5 +1,6 @@
 """The Twisted resource: which operation a request asks for."""
 
+import io
 import logging
 import re
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from synapse.http.site import SynapseRequest, XForwardedForRequest
 from synapse.logging.context import set_current_context
 from synapse.module_api import DirectServeJsonResource
 from twisted.internet.defer import CancelledError
+from twisted.web.http_headers import Headers
 from twisted.web.resource import IResource
 from twisted.web.server import NOT_DONE_YET, Request
 
@@ -32,10 +34,10 @@ from synapse_rendezvous.errors import (
 from synapse_rendezvous.long_poll import Waiter, Waiters
 from synapse_rendezvous.observer import Observer
 from synapse_rendezvous.outcomes import CONFLICT
-from synapse_rendezvous.preconditions import HeaderFields, PreconditionResult, Preconditions, new_tag
+from synapse_rendezvous.preconditions import PreconditionResult, Preconditions, new_tag
 from synapse_rendezvous.rate_limit import Limits
 from synapse_rendezvous.response import Response, json_response, send_response
-from synapse_rendezvous.session import ID_LENGTH, Session, new_random_id
+from synapse_rendezvous.session import ID_LENGTH, LINGER_MS, Session, new_random_id
 from synapse_rendezvous.started_coroutine import StartedCoroutine
 from synapse_rendezvous.store import SessionStore
 
@@ -44,8 +46,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RequestFields = dict[bytes, list[bytes]]
+"""Header fields of a request: all values of each, by names as Twisted writes them. It is the request's own."""
+
 MAX_SWAPS = 10
 """How often a write is tried whose preconditions hold for one revision after another that others replace meanwhile."""
+
+MAX_AGENT_BYTES = 256
+"""How much is kept of the User-Agent of a request that waits."""
 
 NO_ID = "-"
 """No session has this id."""
@@ -101,12 +109,12 @@ class RendezvousResource(DirectServeJsonResource):
         self._path = path.encode("ascii")
         self._id_prefix = dialect.id_prefix.encode("ascii")
         self._id_length = len(dialect.id_prefix) + ID_LENGTH
-        self._collection_methods: dict[bytes, Callable[[SynapseRequest, HeaderFields, str], Awaitable[Response]]] = {
+        self._collection_methods: dict[bytes, Callable[[SynapseRequest, RequestFields, str], Awaitable[Response]]] = {
             b"GET": self._describe,
             b"HEAD": self._describe,
             b"POST": self._post,
         }
-        self._session_methods: dict[bytes, Callable[[SynapseRequest, HeaderFields, str, str], Awaitable[Response]]] = {
+        self._session_methods: dict[bytes, Callable[[SynapseRequest, RequestFields, str, str], Awaitable[Response]]] = {
             b"GET": self._get,
             b"HEAD": self._get,
             b"PUT": self._put,
@@ -137,7 +145,7 @@ class RendezvousResource(DirectServeJsonResource):
         client = EXEMPT
         try:
             try:
-                headers = dict(request.requestHeaders.getAllRawHeaders())
+                headers: RequestFields = dict(request.requestHeaders.getAllRawHeaders())  # type: ignore[arg-type]  # lists
                 peer, forwarded = getattr(request.client, "host", None), None
                 if isinstance(request, XForwardedForRequest):  # other listeners do not believe it
                     forwarded = b",".join(headers.get(b"X-Forwarded-For", ()))[-MAX_FORWARDED_BYTES:]
@@ -189,14 +197,14 @@ class RendezvousResource(DirectServeJsonResource):
     # Reads and writes are charged to the client alone and not to the networks around it: they need a session, and a
     # network has no more of these than its quota.
 
-    async def _describe(self, request: SynapseRequest, _headers: HeaderFields, client: str) -> Response:
+    async def _describe(self, request: SynapseRequest, _headers: RequestFields, client: str) -> Response:
         self._limits.take(client, (self._limits.client_read, quota_keys(client)[:1]))
         may_create = await self._admission.may_create(
             request, self._create_policy, verifies_tokens=self._dialect.verifies_tokens
         )
         return self._dialect.description_response(may_create, client)
 
-    async def _post(self, request: SynapseRequest, headers: HeaderFields, client: str) -> Response:
+    async def _post(self, request: SynapseRequest, headers: RequestFields, client: str) -> Response:
         await self._admission.check_create(
             request, client, self._create_policy, verifies_tokens=self._dialect.verifies_tokens
         )
@@ -215,13 +223,15 @@ class RendezvousResource(DirectServeJsonResource):
         self._observer.session_created(session, self._dialect.name, client)
         return self._dialect.created_response(session)
 
-    async def _get(self, request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
+    async def _get(self, request: SynapseRequest, headers: RequestFields, client: str, session_id: str) -> Response:
         if self._dialect.is_for_display(headers):
             raise NotForDisplay
-        wait_ms = self._waiters.default_wait_ms
-        if b"timeout" in request.args:
-            wait_ms = self._waiters.parse_timeout(request.args[b"timeout"])
         preconditions = self._dialect.parse_conditions(headers, request.args)
+        if b"timeout" in request.args:
+            wait_ms, is_asked = self._waiters.parse_timeout(request.args[b"timeout"]), True
+        else:
+            is_poll = request.method == b"GET" and preconditions.if_none_match is not None
+            wait_ms, is_asked = self._waiters.default_wait_ms if is_poll else 0, False
         waiter = None
         if wait_ms > 0:
             request.is_render_cancellable = True  # a client that leaves makes room at once
@@ -241,9 +251,11 @@ class RendezvousResource(DirectServeJsonResource):
                 self._observer.tags_normalised(preconditions.changes)
             if wait_ms > 0:
                 if waiter is None:
-                    self._observer.wait_ended("refused")
+                    self._observer.wait_ended("refused", is_asked=is_asked)
                 elif result is PreconditionResult.NOT_MODIFIED:
-                    session, result = await self._wait(waiter, wait_ms, session, preconditions)
+                    headers.clear()
+                    _release(request)
+                    session, result = await self._wait(waiter, wait_ms, session, preconditions, is_asked=is_asked)
         finally:
             if waiter is not None:
                 self._waiters.remove(waiter)
@@ -254,30 +266,32 @@ class RendezvousResource(DirectServeJsonResource):
         return self._dialect.payload_response(session)
 
     async def _wait(
-        self, waiter: Waiter, wait_ms: int, session: Session, preconditions: Preconditions
+        self, waiter: Waiter, wait_ms: int, session: Session, preconditions: Preconditions, *, is_asked: bool
     ) -> tuple[Session, PreconditionResult]:
         """Return the current revision and what it means to the reader, once it is another one or the time is over."""
         end_ms = self._waiters.end_ms(self._store.now_ms(), wait_ms)
         result, outcome = PreconditionResult.NOT_MODIFIED, "left"
+        self._waiters.hold(waiter)
         try:
-            while result is PreconditionResult.NOT_MODIFIED and not self._waiters.is_closed:
-                left_ms = min(end_ms, session.expires_ms) - self._store.now_ms()
+            while result is PreconditionResult.NOT_MODIFIED and not (self._waiters.is_closed or waiter.is_displaced):
+                left_ms = min(end_ms, session.expires_ms + LINGER_MS) - self._store.now_ms()
                 if left_ms <= 0:
                     break
                 await waiter.wait(left_ms)
                 if not self._waiters.is_closed:
                     session = await self._store.get(session.id)
                     result = preconditions.evaluate(session, safe=True)
-            outcome = "timed_out" if result is PreconditionResult.NOT_MODIFIED else "changed"
+            unchanged = "displaced" if waiter.is_displaced else "timed_out"
+            outcome = unchanged if result is PreconditionResult.NOT_MODIFIED else "changed"
         except SessionNotFound:
             outcome = "ended"
             raise
         finally:
-            self._observer.wait_ended(outcome)
+            self._observer.wait_ended(outcome, is_asked=is_asked)
         return session, result
 
     async def _put_transaction(
-        self, request: SynapseRequest, headers: HeaderFields, client: str, session_path: bytes, transaction_id: bytes
+        self, request: SynapseRequest, headers: RequestFields, client: str, session_path: bytes, transaction_id: bytes
     ) -> Response:
         collection, _, name = session_path.rpartition(b"/")
         if collection != self._path or not name or self._dialect.transaction_response is None:
@@ -292,7 +306,7 @@ class RendezvousResource(DirectServeJsonResource):
     async def _put(
         self,
         request: SynapseRequest,
-        headers: HeaderFields,
+        headers: RequestFields,
         client: str,
         session_id: str,
         transaction_id: bytes | None = None,
@@ -336,7 +350,7 @@ class RendezvousResource(DirectServeJsonResource):
             self._observer.write_repeated()
         return response
 
-    async def _delete(self, _request: SynapseRequest, headers: HeaderFields, client: str, session_id: str) -> Response:
+    async def _delete(self, _request: SynapseRequest, headers: RequestFields, client: str, session_id: str) -> Response:
         self._limits.take(client, (self._limits.client_write, quota_keys(client)[:1]))
         preconditions = self._dialect.parse_conditions(headers, {})
         expected_tag = preconditions.expected_tag
@@ -358,6 +372,19 @@ class RendezvousResource(DirectServeJsonResource):
         if preconditions.evaluate(session, safe=False) is PreconditionResult.FAILED:
             raise PreconditionFailed(session)
         return session.tag
+
+
+def _release(request: SynapseRequest) -> None:
+    """Let go of what a request holds and its answer does not need, before it waits.
+
+    Synapse accepts 64 KiB of header fields, and Twisted keeps 100 kB of content in memory. The log shows the agent.
+    """
+    agent = (request.requestHeaders.getRawHeaders(b"User-Agent") or [b""])[0][:MAX_AGENT_BYTES]
+    request.requestHeaders = Headers({b"User-Agent": [agent]} if agent else None)
+    request.args = {}
+    if request.content is not None:
+        request.content.close()
+        request.content = io.BytesIO()
 
 
 class _SuspendedResource(DirectServeJsonResource):

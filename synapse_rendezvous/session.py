@@ -13,6 +13,14 @@ def new_random_id() -> str:
     return urlsafe_b64encode(os.urandom(16))[:ID_LENGTH].decode("ascii")
 
 
+LINGER_MS = 2000
+"""How long a session is still there after the time at which it expires.
+
+`Expires` has whole seconds, so it may be up to one later than that; and a client's own timer shall go off before the
+server says that the session is gone, which clients take for an error.
+"""
+
+
 class Write(NamedTuple):
     """What a client wants stored.
 
@@ -35,7 +43,7 @@ class Session(NamedTuple):
         tag: names this revision; the entity tag without its quotes.
         previous_tag: names the revision that this one replaced; None before the first replacement.
         last_modified_ms: when the payload was written, in milliseconds since the epoch.
-        expires_ms: when the session ends: at this millisecond it is gone. Fixed at creation.
+        expires_ms: until when it can be relied on; it is gone `LINGER_MS` later. Fixed at creation.
         updates: how often its payload has been replaced.
         client: who created it, as `Clients.client_key` names clients.
         outcomes: the outcomes of its transactions, for a store that keeps them with the session; see `outcomes.py`.

@@ -200,7 +200,7 @@ def _play(homeserver: ThrowawayHomeserver) -> None:
     print("2. The signed-in device scans it, and reads.")
     known.send(200, "GET", path)
     print("3. The new device asks for news; there are none yet.")
-    new.send(304, "GET", path, conditions={"If-None-Match": new.tag})
+    new.send(304, "GET", f"{path}?timeout=0", conditions={"If-None-Match": new.tag})
     print("4. The signed-in device answers, provided that nobody wrote since it read.")
     known.send(202, "PUT", path, "it is me", {"If-Match": known.tag})
     print("5. The new device asks again, and has the answer.")

@@ -14,6 +14,9 @@ from synapse_rendezvous.preconditions import HeaderFields, Preconditions, parse_
 from synapse_rendezvous.response import Fields, Response, encode_json, error_fields, json_response
 from synapse_rendezvous.session import Session, Write
 
+IF_NONE_MATCH = b"if_none_match"
+"""The parameter of a GET's query that may stand in place of the field, which makes browsers send a preflight first."""
+
 
 class MSC3886Dialect:
     """The base protocol: MSC3886 as first proposed, its create answer widened for the readers of later texts.
@@ -97,7 +100,7 @@ class MSC3886Dialect:
             if_match, changes = parse_entity_tags(lines, weak=False, tolerant=self._tolerant)
         elif b"If-Unmodified-Since" in headers:
             if_unmodified_since_s = parse_date(headers[b"If-Unmodified-Since"])
-        if (lines := headers.get(b"If-None-Match")) is not None:
+        if (lines := headers.get(b"If-None-Match", query.get(IF_NONE_MATCH))) is not None:
             if_none_match, none_match_changes = parse_entity_tags(lines, weak=True, tolerant=self._tolerant)
             changes = changes or none_match_changes
         elif b"If-Modified-Since" in headers:
@@ -183,7 +186,7 @@ def revision_fields(session: Session) -> Fields:
     """Return the fields that describe a revision; on every answer about it, 304 and 412 among them."""
     return {
         b"ETag": [b'"' + session.tag + b'"'],
-        # Dates have whole seconds. Rounding up keeps Expires in the future for as long as the session lives.
+        # Dates have whole seconds. The session lives a little longer than the second that rounding up gives.
         b"Expires": [_http_date(-(-session.expires_ms // 1000))],
         b"Last-Modified": [_http_date(session.last_modified_ms // 1000)],
     }

@@ -111,7 +111,7 @@ class MSC4388Dialect:
 
     def _state(self, member: str, session: Session) -> Response:
         # Written by hand, for it takes a fraction of the time; nothing else here could need an escape.
-        token, left_ms = session.tag.decode("ascii"), session.expires_ms - self._now_ms()
+        token, left_ms = session.tag.decode("ascii"), max(0, session.expires_ms - self._now_ms())
         return json_response(200, f'{{{member},"sequence_token":"{token}","expires_in_ms":{left_ms}}}')
 
     def _parse_body(self, content: IO[bytes]) -> dict[str, Any]:

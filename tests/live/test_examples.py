@@ -20,7 +20,7 @@ from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
 
 from support.exchanges import MSC4108
-from support.homeservers import running
+from support.homeservers import at_once, running
 from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
@@ -41,7 +41,7 @@ def serving(
     homeserver = ThrowawayHomeserver(
         directory,
         port=port or free_port(),
-        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
+        modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": at_once(config)}],
         settings=settings,
     )
     with running(homeserver):

@@ -25,15 +25,19 @@ from support.pulse import Pulse
 from support.servers import ENDLESS, UNLIMITED, Worker, WorkerStack
 from support.until import wait_until
 from synapse_rendezvous.demo.throwaway_homeserver import ThrowawayHomeserver
+from synapse_rendezvous.session import LINGER_MS
 
 PATH = "/_synapse/client/rendezvous"
 WAITS = int(os.environ.get("WAITS", "500"))
 AT_A_TIME = 64
 EXPIRING = 16
 TTL_S = 8.0
+LINGER_S = LINGER_MS / 1000
 MAX_WAITING = 128
+LONGEST_MS = 4000  # so that news that came only with the time-out would be too late
 CONFIG = {
     "ttl": f"{TTL_S:g}s",
+    "long_poll": {"default_wait": LONGEST_MS},
     "max_sessions": 1_000_000,  # or a fast machine would be refused for those that have not expired yet
     "per_client": {**UNLIMITED, "max_waiting": MAX_WAITING},
     **ENDLESS,
@@ -42,7 +46,6 @@ CONFIG = {
 # To each is added how long any answer takes meanwhile; see Pulse.
 RECOVERY_S = 5.0
 LATE_S = 2.5  # how long news may take; usually it is milliseconds
-LONGEST_MS = 4000  # so that news that came only with the time-out would be too late
 EARLY_S = 0.25  # by how much a wait may be too short: a process knows Redis' time only by when its answers arrive
 
 CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
@@ -128,8 +131,8 @@ class Revisions:
     def __init__(self, asked_s: float, known_s: float) -> None:
         self.asked_s = [asked_s]
         self.known_s = [known_s]
-        self.may_end_s = asked_s + TTL_S
-        self.has_ended_s = known_s + TTL_S
+        self.may_end_s = asked_s + TTL_S + LINGER_S
+        self.has_ended_s = known_s + TTL_S + LINGER_S
         self.told: list[Told] = []
 
     def check(self, slack_s: float) -> list[float]:
@@ -196,9 +199,12 @@ class Rendezvous:
         has_left = False
         while known < self._last or self._ends:
             timeout_ms = self._random.choice([0, self._random.randrange(50), self._random.randrange(2000), LONGEST_MS])
+            query = f"?timeout={timeout_ms}"
+            if timeout_ms == LONGEST_MS and self._random.random() < 0.7:
+                query = ""  # by default it is held for as long
             has_left = not has_left and self._random.random() < 0.2
             stays_s = self._random.random() * 0.05 if has_left else None
-            asking = self._pair.ask("GET", f"{self._path}?timeout={timeout_ms}", If_None_Match=etag)
+            asking = self._pair.ask("GET", f"{self._path}{query}", If_None_Match=etag)
             sent_s = time.monotonic()
             try:
                 answer = await asyncio.wait_for(asking, stays_s)

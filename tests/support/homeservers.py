@@ -14,6 +14,12 @@ MODULES = [{"module": "synapse_rendezvous.RendezvousModule", "config": {}}]
 """The `modules` of a homeserver.yaml, with the default configuration."""
 
 
+def at_once(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the module's options so that polls are answered at once, unless these options say otherwise."""
+    options = dict(config or {})
+    return {**options, "long_poll": {"default_wait": 0, **options.get("long_poll", {})}}
+
+
 def new_homeserver(
     directory: pathlib.Path,
     config: Mapping[str, Any] | None = None,
@@ -24,11 +30,11 @@ def new_homeserver(
 
     Args:
         directory: an empty folder.
-        config: the module's options.
+        config: the module's options; see `at_once`.
         settings: more of its homeserver.yaml.
         options: more arguments of `ThrowawayHomeserver`.
     """
-    modules = [{**MODULES[0], "config": config or {}}]
+    modules = [{**MODULES[0], "config": at_once(config)}]
     options = {"port": free_port(), "modules": modules, **options}
     return ThrowawayHomeserver(directory, settings=settings, **options)
 

@@ -38,16 +38,15 @@ class UntouchedHomeserver(TestHomeServer):
 
 
 class RendezvousTestCase(HomeserverTestCase):
-    """A homeserver with the module."""
+    """A homeserver with the module. Polls are answered at once, unless the options say otherwise."""
 
     options: ClassVar[dict[str, Any]] = {}
     path = "/_synapse/client/rendezvous"
 
     def default_config(self) -> dict[str, Any]:
         config: dict[str, Any] = super().default_config()
-        config.setdefault("modules", []).append(
-            {"module": "synapse_rendezvous.RendezvousModule", "config": self.options}
-        )
+        options = {**self.options, "long_poll": {"default_wait": 0, **self.options.get("long_poll", {})}}
+        config.setdefault("modules", []).append({"module": "synapse_rendezvous.RendezvousModule", "config": options})
         return config
 
     def make_homeserver(self, reactor: Any, synapse_clock: Any) -> Any:

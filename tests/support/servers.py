@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from support.homeservers import at_once
 from support.http_client import PATIENCE_S, NoAnswer, ask
 from support.ports import free_port
 from support.programs import find_program
@@ -197,7 +198,7 @@ class WorkerStack:
 
     Args:
         directory: an empty folder for their files.
-        config: the module's options. By default the limits for each client are out of the way.
+        config: the module's options; see `at_once`. By default the limits for each client are out of the way.
         workers: how many workers there are.
         nginx: whether nginx spreads requests over the workers, one after the other.
 
@@ -223,7 +224,7 @@ class WorkerStack:
         self.main = ThrowawayHomeserver(
             directory,
             port=port,
-            modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": config}],
+            modules=[{"module": "synapse_rendezvous.RendezvousModule", "config": at_once(config)}],
             settings={
                 "redis": {"enabled": True, "host": HOST, "port": self.redis.port},
                 "instance_map": {"main": {"host": HOST, "port": replication}},

@@ -19,11 +19,14 @@ from synapse_rendezvous.observer import Observer
 from synapse_rendezvous.preconditions import new_tag
 from synapse_rendezvous.redis.link import RedisLink
 from synapse_rendezvous.redis.store import RedisSessionStore, parse_session
-from synapse_rendezvous.session import EndedSession, Session, Write
+from synapse_rendezvous.session import LINGER_MS, EndedSession, Session, Write
 from synapse_rendezvous.store import Quotas, SessionStore
 from synapse_rendezvous.table import Counts
 
 TTL_MS = 300_000
+GONE_MS = TTL_MS + LINGER_MS
+"""How long after its creation a session is gone."""
+
 SERVER_NAME = "rendezvous.localhost"
 QUOTAS = Quotas(
     ttl_ms=TTL_MS,

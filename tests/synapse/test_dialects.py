@@ -532,13 +532,19 @@ class WarningsTestCase(RendezvousTestCase):
 
     numbers = itertools.count()
 
-    def start(self, dialects: dict[str, Any]) -> list[str]:
-        module = {"module": "synapse_rendezvous.RendezvousModule", "config": {"dialects": dialects}}
+    def start(self, dialects: dict[str, Any], **options: Any) -> list[str]:
+        module = {"module": "synapse_rendezvous.RendezvousModule", "config": {"dialects": dialects, **options}}
         with self.assertLogs("synapse_rendezvous", level="INFO") as logs:
             # A name for each: older releases of prometheus_client fail where two that had the same one shut down.
             config = {**super().default_config(), "modules": [module]}
             self.setup_test_homeserver(f"test{next(self.numbers)}", config)
         return [line for line in logs.output if line.startswith("WARNING")]
+
+    def test_long_hold(self) -> None:
+        """What clients on a common library give up is named."""
+        self.assertEqual([], self.start({}, long_poll={"default_wait": "9s"}))
+        (warning,) = self.start({}, long_poll={"default_wait": "10s"})
+        self.assertIn("long_poll.default_wait is 10 s, but some clients (on okhttp) give up", warning)
 
     def test_warnings(self) -> None:
         """Each combination that clients, or browsers, cannot use is named."""

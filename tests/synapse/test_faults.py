@@ -182,6 +182,7 @@ class FaultsTestCase(AccountsTestCase):
             self.assertEqual(timers, len(self.reactor.getDelayedCalls()))
             self.check_service()
             self.reactor.advance(60)  # so that no limit is met
+            self.call("DELETE", self.below, **CLIENT)  # or it would end by itself, in the middle of a later turn
             self.below, self.etag = self.create(b"hello", **CLIENT)
         self.assertTrue(met)
 
@@ -282,6 +283,8 @@ class ClockTestCase(AccountsTestCase):
         self.assertEqual(200, self.call("GET", below).code)
         self.pass_time(99.9)
         self.assertEqual((200, 100), (self.call("GET", below).code, self.expires_in_ms(url)))
+        self.pass_time(2)
+        self.assertEqual((200, 0), (self.call("GET", below).code, self.expires_in_ms(url)))
         self.pass_time(0.1)
         self.assertEqual(404, self.call("GET", below).code)
         self.assertEqual(404, self.make_request("GET", url, shorthand=False).code)

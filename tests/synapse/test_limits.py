@@ -311,7 +311,7 @@ class NothingToFindTestCase(RendezvousTestCase):
         deleted, _ = self.create()
         self.call("DELETE", deleted)
         expired, _ = self.create()
-        self.reactor.advance(300)
+        self.reactor.advance(302)
         foreign = (
             self.make_request("POST", f"{self.path}/msc4108", b"x", shorthand=False, content_type=b"text/plain")
             .json_body["url"]

@@ -95,7 +95,7 @@ class MetricsTestCase(RendezvousTestCase):
         self.reactor.advance(10)
         self.assertEqual([2, 10, 1], [self.now(name) for name in ("live", "payload_bytes", "clients")])
         with self.assertLogs(OBSERVATIONS, "INFO") as logs:
-            self.reactor.advance(300)
+            self.reactor.advance(302)
         self.assertEqual(2, len(logs.output))
         self.assertIn("lonely, written 0 times, expired after 300.0 s", logs.output[1])
         self.assertEqual([0, 0, 0], [self.now(name) for name in ("live", "payload_bytes", "clients")])
@@ -152,14 +152,19 @@ class MetricsTestCase(RendezvousTestCase):
             )
             for _ in range(5)
         ]
-        self.assertEqual([False] * 4 + [True], [wait.is_finished() for wait in waits])
+        self.assertEqual([True] + [False] * 4, [wait.is_finished() for wait in waits])
         self.assertEqual(4, self.now("waiting"))
-        waits[0].request.connectionLost(Failure(ConnectionDone()))
+        waits[1].request.connectionLost(Failure(ConnectionDone()))
         self.assertEqual(3, self.now("waiting"))
         self.reactor.advance(4)
         self.assertEqual(0, self.now("waiting"))
         self.assertEqual(
-            {'{outcome="refused"}': 1, '{outcome="left"}': 1, '{outcome="timed_out"}': 3}, self.counted("waits_total")
+            {
+                '{asked_by="client",outcome="displaced"}': 1,
+                '{asked_by="client",outcome="left"}': 1,
+                '{asked_by="client",outcome="timed_out"}': 3,
+            },
+            self.counted("waits_total"),
         )
 
     def test_there_at_zero(self) -> None:

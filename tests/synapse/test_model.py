@@ -59,6 +59,7 @@ DRIFT_S = 2**-14
 """How much alarms are early each time that time passes, so that no rounding makes them late; no time is told by it."""
 
 # All rates are powers of two and all times eighths of a second, so that floating point is exact here and there.
+DEFAULT_WAIT_MS, LINGER_MS = 2000, 2000
 TTL_MS, MAX_WAIT_MS, MAX_BYTES, MAX_TOTAL_BYTES, MAX_SESSIONS, CROWDED, MAX_UPDATES = 60_000, 4000, 40, 150, 8, 7, 2
 CLIENT_SESSIONS, CROWDED_CLIENT_SESSIONS, MAX_WAITING, CLIENT_WAITING, SESSION_WAITING = 2, 1, 5, 2, 4
 CLIENT_RATES = {"create": (0.25, 2), "read": (0.5, 10), "write": (0.5, 8), "miss": (0.125, 2)}
@@ -99,7 +100,7 @@ STRAYS += [
 
 MET = "described created shown unchanged updated repeated deleted denied display lost method missing invalid timeout"
 MET += " retried conflict retried.conflict max_outcomes nowhere"
-MET += " large failed news gone due waiting waiting.session waiting.client create"
+MET += " large failed news gone due waiting displaced waiting.client create"
 MET += " read write miss session.read session.write create*3 miss*3"
 MET += " max_sessions max_total_bytes max_updates client crowded crowded*3 left"
 """Words for what the model has foretold at least once, where it has foretold enough."""
@@ -201,12 +202,14 @@ class Model:
     Attributes:
         sessions: all that there ever were.
         waiting: the requests that wait, in the order in which they began to.
+        displaced: those that lost their place to the last one that began to.
     """
 
     def __init__(self, time: Time) -> None:
         self._time = time
         self.sessions: list[Kept] = []
         self.waiting: list[Asked] = []
+        self.displaced: list[Asked] = []
         self._levels: dict[tuple[str, str], tuple[float, int]] = {}
 
     def answer(self, asked: Asked) -> Answer | None:
@@ -234,7 +237,11 @@ class Model:
         return None
 
     def is_alive(self, kept: Kept) -> bool:
-        return kept.expires_ms > self._time.now_ms
+        return kept.expires_ms + LINGER_MS > self._time.now_ms
+
+    def counted(self) -> Counter[str]:
+        """Return how many wait of each client and of each network around."""
+        return Counter(name for other in self.waiting for name, _ in shares(other.client))
 
     def alive(self) -> list[Kept]:
         return [kept for kept in self.sessions if self.is_alive(kept)]
@@ -333,16 +340,20 @@ class Model:
         if asked.if_none_match is None or not asked.if_none_match.has(kept):
             return Answer(200, "shown", kept)
         wait_ms = min(int(asked.timeout or 0), MAX_WAIT_MS)
+        if asked.timeout is None and asked.method == "GET":
+            wait_ms = DEFAULT_WAIT_MS
         if wait_ms == 0:
             return Answer(304, "unchanged", kept)
-        client = shares(asked.client)[:1]
-        if client and sum(shares(other.client)[:1] == client for other in self.waiting) >= CLIENT_WAITING:
+        counted = self.counted()
+        if any(counted[name] >= CLIENT_WAITING * share for name, share in shares(asked.client)):
             return Answer(304, "waiting.client", kept)
-        if sum(other.kept is kept for other in self.waiting) >= SESSION_WAITING:
-            return Answer(304, "waiting.session", kept)
         if len(self.waiting) >= MAX_WAITING:
             return Answer(304, "waiting", kept)
-        asked.due_ms = min(self._time.now_ms + wait_ms, kept.expires_ms)
+        of_session = [other for other in self.waiting if other.kept is kept]
+        if len(of_session) >= SESSION_WAITING:
+            self.waiting.remove(of_session[0])
+            self.displaced.append(of_session[0])
+        asked.due_ms = min(self._time.now_ms + wait_ms, kept.expires_ms + LINGER_MS)
         self.waiting.append(asked)
         return None
 
@@ -538,7 +549,7 @@ class Machine(RuleBasedStateMachine):
     def wait(self, ms: int, until: int | None, which: int, is_swept: bool) -> None:
         """Let time pass: some, or until a session ends, or just before."""
         if until is not None:
-            ms = max(0, self._session(which).expires_ms - self._time.now_ms - until)
+            ms = max(0, self._session(which).expires_ms + LINGER_MS - self._time.now_ms - until)
         self._pass(ms)
         if is_swept:
             assert len(self._model.alive()) == result(self._store.sweep()).sessions
@@ -563,14 +574,14 @@ class Machine(RuleBasedStateMachine):
         assert sum(held.sizes.values()) == held.total_bytes
         names = (name for short_id in held.sizes for name, _ in shares(known[short_id].client))
         assert Counter(names) == held.client_sessions
-        self._case.require_waiting(len(self._model.waiting))
+        self._case.require_waiting(len(self._model.waiting), self._model.counted())
         assert not any(asked.channel.is_finished() for asked in self._model.waiting)
         assert [] == self._case.errors.messages
         assert SENTINEL_CONTEXT is current_context()
 
     def teardown(self) -> None:
         self._pass(MAX_WAIT_MS)
-        self._case.require_waiting(0)
+        self._case.require_waiting(0, Counter())
 
     def _client(self, whom: int) -> str:
         return self._clients[whom % len(self._clients)]
@@ -619,6 +630,9 @@ class Machine(RuleBasedStateMachine):
         """Send a request and check what becomes of it."""
         answer = self._model.answer(asked)
         self._send(asked)
+        while self._model.displaced:
+            displaced = self._model.displaced.pop()
+            self._check(displaced, Answer(304, "displaced", displaced.kept))
         if answer is None:
             assert not asked.channel.is_finished(), "it does not wait"
             return
@@ -764,7 +778,7 @@ class Machine(RuleBasedStateMachine):
         if dialect == MSC4388 and kept is None:
             return {}, in_json
         assert kept is not None
-        state = {"sequence_token": kept.tag(), "expires_in_ms": kept.expires_ms - self._time.now_ms}
+        state = {"sequence_token": kept.tag(), "expires_in_ms": max(0, kept.expires_ms - self._time.now_ms)}
         if answer.why == "retried":
             return {"sequence_token": kept.outcomes[asked.transaction or ""]}, in_json
         if answer.why == "created" and dialect == MSC4388:
@@ -803,7 +817,7 @@ class ModelTestCase(RendezvousTestCase):
             **_section(CLIENT_RATES),
         },
         "per_session": _section(SESSION_RATES),
-        "long_poll": {"max_wait": MAX_WAIT_MS, "max_waiting": MAX_WAITING},
+        "long_poll": {"max_wait": MAX_WAIT_MS, "default_wait": DEFAULT_WAIT_MS, "max_waiting": MAX_WAITING},
         "exempt": [EXEMPT],
         "deny": [DENIED],
     }
@@ -852,11 +866,12 @@ class ModelTestCase(RendezvousTestCase):
             getattr(limits, name)._ratelimiter.actions.clear()
         return store
 
-    def require_waiting(self, count: int) -> None:
-        """Check that so many requests wait, and that all accounts of them say so."""
+    def require_waiting(self, count: int, clients: Counter[str]) -> None:
+        """Check that so many requests wait, and so many of each client and network, by all accounts."""
         waiters = self.resources()[0]._waiters
         by_session = sum(map(len, waiters._waiters.values()))
-        assert (count, count, count) == (len(waiters), by_session, sum(waiters._clients.values()))
+        names = {name.replace(":", ""): number for name, number in clients.items()}
+        assert (count, count, names) == (len(waiters), by_session, dict(waiters._clients))
 
     def play(self, stores: MemoryStores | RedisStores) -> None:
         self.collect_garbage()

@@ -47,7 +47,9 @@ def against_ours(theirs: Any, dialect: str) -> Any:
                     "module": "synapse_rendezvous.RendezvousModule",
                     "config": {
                         "client_paths": "on",
-                        "ttl": "1m" if dialect == "msc4108" else "2m",
+                        "long_poll": {"default_wait": 0},  # their polls are to be answered at once
+                        # With the two seconds that a session lingers.
+                        "ttl": "58s" if dialect == "msc4108" else "118s",
                         "dialects": {"msc3886": {"path": "/_synapse/client/rendezvous_base"}, dialect: options},
                         "per_client": UNLIMITED,
                         **ENDLESS,

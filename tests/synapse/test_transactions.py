@@ -106,7 +106,7 @@ class TransactionsTestCase(JSONTestCase):
 
     def test_end(self) -> None:
         """Once a session has ended, nothing is known of its writes."""
-        for end in (lambda below: self.ask("DELETE", below), lambda _: self.reactor.advance(300)):
+        for end in (lambda below: self.ask("DELETE", below), lambda _: self.reactor.advance(302)):
             below, first = self.begin()
             self.assertEqual(200, self.put(below, "one", first, "answer").code)
             end(below)

@@ -9,6 +9,7 @@ from twisted.internet.error import ConnectionDone
 from twisted.python.failure import Failure
 
 from support.rendezvous_case import RendezvousTestCase
+from synapse_rendezvous.config import RendezvousConfig
 from synapse_rendezvous.long_poll import Waiters
 from synapse_rendezvous.resource import RendezvousResource
 
@@ -98,9 +99,9 @@ class WaitingTestCase(HoldingTestCase):
         self.answer(held, 304)
 
     def test_expiry(self) -> None:
-        """The end of a session's time ends the wait for it, to the millisecond."""
+        """The end of a session ends the wait for it, two seconds after it has expired, to the millisecond."""
         below, tag = self.create()
-        self.reactor.advance(295)
+        self.reactor.advance(297)
         held = self.hold(below, tag)
         self.reactor.advance(4.8)
         self.assertFalse(held.is_finished())
@@ -114,7 +115,6 @@ class WaitingTestCase(HoldingTestCase):
         below, tag = self.create(b"1")
         self.answer(self.hold(below, b'"0123456789abcdef0123"'), 200, b"1")
         self.answer(self.hold(below, tag, 0), 304)
-        self.answer(self.hold(below, tag, None), 304)
         self.assertEqual(200, self.call("GET", f"{below}?timeout=10000").code)
 
     @parameterized.expand([("",), ("-1",), ("1s",), ("1.5",), ("1000000000",), ("1&timeout=2",), ("%D9%A3",)])
@@ -127,18 +127,57 @@ class WaitingTestCase(HoldingTestCase):
             self.assertIn("whole number of milliseconds", channel.json_body["error"])
 
     def test_bound_for_a_session(self) -> None:
-        """Four wait for one session; a fifth is answered at once, until there is a place again."""
+        """Four wait for one session. One more takes the place of the oldest, which may be one that nobody reads."""
         below, tag = self.create()
         held = [self.hold(below, tag) for _ in range(4)]
-        self.answer(self.hold(below, tag), 304)
         self.assertFalse(any(channel.is_finished() for channel in held))
+        for oldest in held[:2]:
+            held.append(self.hold(below, tag))
+            self.answer(oldest, 304)
+            self.assertEqual(4, len(self.waiters()))
 
-        self.leave(held[0])
-        held[0] = self.hold(below, tag)
-        self.assertFalse(held[0].is_finished())
+        self.leave(held[2])
+        held.append(self.hold(below, tag))
+        self.assertFalse(any(channel.is_finished() for channel in held[3:]))
         self.call("PUT", below, b"new")
-        for channel in held:
+        for channel in held[3:]:
             self.answer(channel, 200, b"new")
+
+    def test_nothing_is_kept_of_a_request(self) -> None:
+        """While it waits, a request holds neither its header fields nor its content."""
+        below, tag = self.create()
+        fields = [(f"X-{number}", b"x" * 100) for number in range(400)]
+        held = self.make_request(
+            b"GET",
+            f"{self.path}{below}?timeout=9000".encode(),
+            b"x" * 99_000,
+            shorthand=False,
+            await_result=False,
+            custom_headers=[("If-None-Match", tag), ("User-Agent", b"agent" * 100), *fields],
+        )
+        request = held.request
+        self.assertFalse(held.is_finished())
+        self.assertEqual([(b"User-Agent", [(b"agent" * 100)[:256]])], list(request.requestHeaders.getAllRawHeaders()))
+        self.assertEqual((b"", {}), (request.content.read(), request.args))
+        self.call("PUT", below, b"new")
+        self.answer(held, 200, b"new")
+
+    def test_tag_in_the_query(self) -> None:
+        """The tag may stand in the query, for which browsers need no preflight; a field goes first."""
+        below, tag = self.create(b"hello")
+        bare = tag.decode().strip('"')
+        for named in (bare, f"W/%22{bare}%22", f"%22{bare}-gzip%22"):
+            path = f"{self.path}{below}?if_none_match={named}&timeout="
+            self.answer(self.make_request(b"GET", f"{path}0".encode(), shorthand=False), 304)
+        held = self.make_request(b"GET", f"{path}9000".encode(), shorthand=False, await_result=False)
+        self.assertFalse(held.is_finished())
+        other = [("If-None-Match", '"other"')]
+        self.answer(
+            self.make_request(b"GET", f"{path}0".encode(), shorthand=False, custom_headers=other), 200, b"hello"
+        )
+        write = self.make_request(b"PUT", f"{self.path}{below}?if_none_match={bare}".encode(), b"new", shorthand=False)
+        self.assertEqual(202, write.code)
+        self.answer(held, 200, b"new")
 
     def test_a_client_that_leaves(self) -> None:
         """Its place is free at once, nothing is logged as a fault, and the session lives on."""
@@ -246,6 +285,39 @@ class DefaultWaitTestCase(HoldingTestCase):
         self.assertEqual(200, self.call("GET", below).code)
         created = self.make_request("POST", MSC4388, b'{"data": "hello"}', shorthand=False).json_body
         self.assertEqual(200, self.make_request("GET", f"{MSC4388}/{created['id']}", shorthand=False).code)
+
+
+class DefaultsTestCase(HoldingTestCase):
+    """What today's clients meet where the operator says nothing of it."""
+
+    options: ClassVar[dict[str, Any]] = {"long_poll": {"default_wait": "8s"}}
+
+    def test_defaults(self) -> None:
+        """This is what the operator would have to write to get the defaults."""
+        self.assertEqual(RendezvousConfig.parse({}), RendezvousConfig.parse(self.options))
+
+    def test_polls_are_held(self) -> None:
+        """A poll that names the current revision is held for up to eight seconds, in each dialect."""
+        below, tag = self.create()
+        polls = [self.hold(below, tag, None)]
+        text = self.make_request("POST", f"{self.path}/msc4108", b"x", shorthand=False, content_type=b"text/plain")
+        self.path += "/msc4108"
+        polls.append(self.hold(f"/{text.json_body['url'].rpartition('/')[2]}", self.tag(text), None))
+        self.path = type(self).path
+        created = self.make_request("POST", MSC4388, b'{"data": "hello"}', shorthand=False).json_body
+        url = f"{MSC4388}/{created['id']}?sequence_token={created['sequence_token']}"
+        polls.append(self.make_request("GET", url, shorthand=False, await_result=False))
+        self.reactor.advance(6.9)
+        self.assertFalse(any(poll.is_finished() for poll in polls))
+        self.reactor.advance(1.2)
+        self.assertEqual([304, 304, 200], [poll.code for poll in polls])
+
+    def test_who_does_not_poll_is_answered(self) -> None:
+        """What names no revision, asks for a date or for the header alone is not held."""
+        below, tag = self.create(b"hello")
+        (modified,) = self.call("HEAD", below, b"", ("If-None-Match", tag)).headers.getRawHeaders(b"Last-Modified")
+        self.assertEqual(304, self.call("GET", below, b"", ("If-Modified-Since", modified)).code)
+        self.assertEqual(200, self.call("GET", below).code)
 
 
 class SwitchedOffTestCase(HoldingTestCase):

@@ -38,6 +38,9 @@ def written(section: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
+    """Return the options with one set; another one, which bounds it, is out of the way."""
+    if path == "long_poll.default_wait":
+        return {"long_poll": {"max_wait": "60s", "default_wait": value}}
     for key in reversed(path.split(".")):
         value = {key: value}
     return value  # type: ignore[no-any-return]

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from support.servers import RedisServer
-from support.stores import TTL_MS, Ends, MemoryStores, RedisStores, Time, quotas_of, replace, result
+from support.stores import GONE_MS, TTL_MS, Ends, MemoryStores, RedisStores, Time, quotas_of, replace, result
 from synapse_rendezvous.demo.throwaway_homeserver import HOST
 from synapse_rendezvous.errors import SessionNotFound, StoreFull
 from synapse_rendezvous.memory_store import MemorySessionStore
 from synapse_rendezvous.outcomes import CONFLICT, OUTCOME_BYTES
 from synapse_rendezvous.preconditions import new_tag
-from synapse_rendezvous.session import Session, StoreUsage, Write, new_random_id
+from synapse_rendezvous.session import LINGER_MS, Session, StoreUsage, Write, new_random_id
 from synapse_rendezvous.store import SessionStore, SwapResult
 
 HELLO = Write(b"hello", b"text/plain")
@@ -148,11 +148,11 @@ def test_delete(store: SessionStore) -> None:
 
 @pytest.mark.parametrize("operation", ["get", "swap", "delete"])
 def test_expiry(store: SessionStore, time: Time, operation: str) -> None:
-    """A session lives to the last millisecond of its time and not one longer."""
+    """A session lives to the last millisecond of its time, and a little longer, and not one more."""
     sessions = [result(store.create(new_random_id(), new_tag(), HELLO, CLIENT)) for _ in range(2)]
     arguments: dict[str, tuple[Any, ...]] = {"get": (), "swap": (None, new_tag(), HELLO), "delete": (None,)}
 
-    time.now_ms = time.start_ms + TTL_MS - 1
+    time.now_ms = time.start_ms + GONE_MS - 1
     result(getattr(store, operation)(sessions[0].id, *arguments[operation]))
     time.now_ms += 1
     with pytest.raises(SessionNotFound):
@@ -166,7 +166,7 @@ def test_writing_does_not_prolong(store: SessionStore, time: Time) -> None:
         time.now_ms += TTL_MS // 10 - 1
         result(replace(store, session.id, HELLO))
 
-    time.now_ms = time.start_ms + TTL_MS
+    time.now_ms = time.start_ms + GONE_MS
     with pytest.raises(SessionNotFound):
         result(store.get(session.id))
 
@@ -186,7 +186,7 @@ def test_full_of_sessions(store: SessionStore, time: Time) -> None:
     with pytest.raises(StoreFull):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
-    time.now_ms += TTL_MS
+    time.now_ms += GONE_MS
     for _ in range(10):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
@@ -226,7 +226,7 @@ def test_full_for_a_client(stores: MemoryStores | RedisStores, time: Time) -> No
     result(store.create(new_random_id(), new_tag(), HELLO, "198.51.100.7"))
     result(store.delete(sessions[0].id, None))
     result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
-    time.now_ms = time.start_ms + TTL_MS
+    time.now_ms = time.start_ms + GONE_MS
     result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     with pytest.raises(StoreFull):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
@@ -265,7 +265,7 @@ def test_crowded(stores: MemoryStores | RedisStores, time: Time) -> None:
             result(store.create(new_random_id(), new_tag(), HELLO, client))
         assert "per_client.crowded_sessions" == refusal.value.limiter_name
     assert many == [result(store.get(session.id)) for session in many]
-    time.now_ms += TTL_MS
+    time.now_ms += GONE_MS
     for _ in range(5):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
@@ -362,7 +362,7 @@ def test_nothing_is_left_of_outcomes(stores: MemoryStores | RedisStores, time: T
         if index:
             result(store.delete(session.id, None))
     assert 1 == len(stores.account().sizes)
-    time.now_ms += TTL_MS
+    time.now_ms += GONE_MS
     result(store.sweep())
     assert ({}, 0, {}) == stores.account()
 
@@ -375,8 +375,8 @@ def test_a_clock_that_is_set() -> None:
     for jump_ms in (3_600_000, -7_200_000):
         wall.now_ms += jump_ms
         assert session == result(store.get(session.id))
-    steady.now_ms += TTL_MS - 1
-    assert 1 == session.expires_ms - store.now_ms()
+    steady.now_ms += GONE_MS - 1
+    assert 1 - LINGER_MS == session.expires_ms - store.now_ms()
     steady.now_ms += 1
     with pytest.raises(SessionNotFound):
         result(store.get(session.id))
@@ -394,7 +394,7 @@ def test_nothing_is_left_of_those_that_expired(stores: MemoryStores | RedisStore
     with pytest.raises(StoreFull):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
-    time.now_ms += TTL_MS
+    time.now_ms += GONE_MS
     for _ in range(250):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
@@ -425,7 +425,7 @@ def test_sweep(stores: MemoryStores | RedisStores, time: Time) -> None:
     young = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
 
     assert StoreUsage(3, 15, 1, is_swept=True) == result(store.sweep())
-    time.now_ms = time.start_ms + TTL_MS
+    time.now_ms = time.start_ms + GONE_MS
     assert StoreUsage(1, 5, 1, is_swept=True) == result(store.sweep())
 
     assert ({young.id[:6]: 5}, 5, {CLIENT: 1}) == stores.account()
@@ -441,7 +441,7 @@ def test_sweep_some_at_a_time(stores: MemoryStores | RedisStores, time: Time) ->
     store = stores.make(max_sessions=300, max_total_bytes=10_000, max_client_sessions=300)
     for _ in range(250):
         result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
-    time.now_ms += TTL_MS
+    time.now_ms += GONE_MS
     young = result(store.create(new_random_id(), new_tag(), HELLO, CLIENT))
     swept = [result(store.sweep()).is_swept]
     while not swept[-1]:
@@ -526,7 +526,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.outcomes: dict[tuple[str, bytes], bytes] = {}
 
     def alive(self) -> dict[str, Session]:
-        return {key: value for key, value in self.model.items() if value.expires_ms > self.time.now_ms}
+        now_ms = self.time.now_ms
+        return {key: value for key, value in self.model.items() if value.expires_ms + LINGER_MS > now_ms}
 
     def room(self, growth: int) -> bool:
         return growth <= 0 or sum(len(session.payload) for session in self.alive().values()) + growth <= 200
@@ -593,7 +594,7 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(SessionNotFound):
                 result(self.store.delete(seen.id, None))
 
-    @rule(elapsed_ms=st.sampled_from([1, 1000, TTL_MS // 2, TTL_MS - 1, TTL_MS]))
+    @rule(elapsed_ms=st.sampled_from([1, 1000, GONE_MS // 2, GONE_MS - 1, GONE_MS]))
     def wait(self, elapsed_ms: int) -> None:
         self.time.now_ms += elapsed_ms
 

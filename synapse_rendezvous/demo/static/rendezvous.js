@@ -57,10 +57,11 @@ const tags = {
   sessionUrl: (collectionUrl, { text, location }) => new URL(JSON.parse(text).url ?? location, collectionUrl).href,
   // With `If-Match` it is safe to send it again: the server answers a repetition as it answered the first.
   put: (url, tag, payload) => ({ url, headers: { "Content-Type": "text/plain", "If-Match": tag }, body: payload }),
-  get: (url, tag, waitMs) => ({
-    url: waitMs ? `${url}?timeout=${waitMs}` : url,
-    headers: tag ? { "If-None-Match": tag } : {},
-  }),
+  // A server that waits takes the tag in the query as well. For the field, browsers would send a preflight each time.
+  get: (url, tag, waitMs) =>
+    waitMs
+      ? { url: `${url}?${new URLSearchParams({ if_none_match: opaque(tag), timeout: waitMs })}`, headers: {} }
+      : { url, headers: tag ? { "If-None-Match": tag } : {} },
   revision: ({ etag, expires, text }) => ({ tag: etag, expires: expires && new Date(expires), payload: text }),
 };
 

@@ -11,5 +11,5 @@ local function outcomes_of(session_id)
 end
 
 local function is_over(value)
-  return tonumber(string.sub(value, 55, 67)) <= now
+  return tonumber(string.sub(value, 55, 67)) + 2000 <= now  -- LINGER_MS of session.py
 end
