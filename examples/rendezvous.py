@@ -28,6 +28,7 @@ import secrets
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, Protocol
@@ -71,7 +72,6 @@ class Unreachable(Exception):
 
 
 Fields = Mapping[str, str]
-NOTHING: Fields = {}
 TEXT: Fields = {"Content-Type": "text/plain"}
 JSON: Fields = {"Content-Type": "application/json"}
 
@@ -97,12 +97,14 @@ class Answer(NamedTuple):
         return f"The server answers {self.status}."
 
 
-class Request(NamedTuple):
-    """What is sent, whatever the method."""
+@dataclass
+class Request:
+    """What is sent, whatever the method; `is_lost` once an answer was lost: then it may have taken place."""
 
     url: str
     content: bytes | None = None
-    fields: Fields = NOTHING
+    fields: Fields = field(default_factory=dict)
+    is_lost: bool = False
 
 
 class Revision(NamedTuple):
@@ -196,6 +198,7 @@ class Rendezvous:
         self._seen: set[str] = set()  # those of all of them
         self._max_wait_ms = 0
         self._sending = DeferredLock()
+        self._unsettled: tuple[bytes, Request] | None = None  # the write of which nobody knows whether it took place
 
     @classmethod
     async def create(cls, collection_url: str, payload: bytes, pool: HTTPConnectionPool | None = None) -> "Rendezvous":
@@ -220,6 +223,7 @@ class Rendezvous:
         """Join a session that another device made; `receive` then returns its payload at once.
 
         Raises:
+            Refused: 429: too often.
             Unreachable: no answer came.
         """
         session = cls(session_url, pool)
@@ -234,13 +238,14 @@ class Rendezvous:
                 was sent again.
             Ended: the session is over.
             Refused: 429: too often, or too much; 413: too long.
-            Unreachable: no answer came. It may have arrived all the same.
+            Unreachable: no answer came. It may have arrived all the same; sent again, it arrives once.
         """
         async with self._sending:
             if self._tag is None:
                 raise RuntimeError("Receive before you send: a write names the revision that it follows.")
-            answer = await self._request("PUT", self._dialect.put(self.url, self._tag, payload))
-            self._see(self._dialect.revision(answer))
+            if self._unsettled and self._unsettled[0] != payload:
+                await self._write(*self._unsettled)
+            await self._write(*self._unsettled or (payload, self._dialect.put(self.url, self._tag, payload)))
 
     async def receive(self) -> bytes:
         """Wait for the next payload of the other device, however long. To give up, cancel the Deferred.
@@ -256,16 +261,21 @@ class Rendezvous:
             wait_ms = 0 if known is None else self._max_wait_ms
             try:
                 answer = await self._request("GET", self._dialect.get(self.url, known, wait_ms), wait_ms)
+                revision = self._dialect.revision(answer)
+                async with (
+                    self._sending
+                ):  # what ended the waiting may be a write of our own, whose tag we get only then
+                    if self._unsettled and self._is_news(answer, revision):
+                        with suppress(Conflict):
+                            await self._write(*self._unsettled)
+                    if self._is_news(answer, revision):
+                        self._see(revision)
+                        return revision.payload
             except Refused as refusal:
                 if refusal.status != 429:
                     raise
                 await deferLater(reactor, refusal.retry_after or POLL_S)
                 continue
-            async with self._sending:  # what ended the waiting may be a write of our own, whose tag we get only then
-                revision = self._dialect.revision(answer)
-                if answer.status == 200 and revision.tag not in self._seen:
-                    self._see(revision)
-                    return revision.payload
             # A server that does not wait, or has no place for it, answers at once.
             if answer.status == 304 or revision.tag == known:
                 await deferLater(reactor, max(0, started_s + POLL_S - reactor.seconds()))
@@ -284,6 +294,24 @@ class Rendezvous:
     def _collection_url(self) -> str:
         return self.url.rpartition("/")[0]
 
+    async def _write(self, payload: bytes, request: Request) -> None:
+        """Send a PUT. If no answer decides what became of it, it is to be sent again, as it is, before any other."""
+        self._unsettled = payload, request
+        try:
+            answer = await self._request("PUT", request)
+        except (CancelledError, Unreachable):
+            raise
+        except Exception as error:
+            is_decided = not isinstance(error, Refused) or error.status not in (429, *PASSING)
+            if is_decided or not request.is_lost:
+                self._unsettled = None
+            raise
+        self._unsettled = None
+        self._see(self._dialect.revision(answer))
+
+    def _is_news(self, answer: Answer, revision: Revision) -> bool:
+        return answer.status == 200 and revision.tag not in self._seen
+
     def _see(self, revision: Revision) -> None:
         self._tag = revision.tag
         self._seen.add(revision.tag)
@@ -291,11 +319,16 @@ class Rendezvous:
 
     async def _discover(self, collection_url: str) -> None:
         """Learn which protocol the server speaks there, and how long a GET may wait."""
-        with suppress(Refused, ValueError, AttributeError):  # another server, which does not say
+        try:
             offer = json.loads((await self._request("GET", Request(collection_url))).content)
             self._max_wait_ms = offer.get("max_wait_ms", 0)
             if "create_available" in offer:
                 self._dialect = _Tokens()
+        except (ValueError, AttributeError):
+            pass  # another server, which does not say
+        except Refused as refusal:
+            if refusal.status in (429, *PASSING):  # later it may say
+                raise
 
     async def _request(self, method: str, request: Request, wait_ms: int = 0) -> Answer:
         """Send a request, again where its answer is lost, and return the answer if it is a success."""
@@ -305,9 +338,10 @@ class Rendezvous:
             answer = await self._exchange(method, request, wait_ms)
             if answer and answer.status in (307, 308):  # from Synapse's own path to where it delegates
                 url = urljoin(request.url, answer.fields["location"])
-                answer = await self._exchange(method, request._replace(url=url), wait_ms)
+                answer = await self._exchange(method, replace(request, url=url), wait_ms)
             if answer and answer.status not in PASSING:
                 break
+            request.is_lost = True
             retry_after = answer.retry_after if answer else 0
         if answer is None:
             raise Unreachable(f"{request.url} does not answer.")

@@ -6,8 +6,8 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import pytest
 import rendezvous
@@ -30,6 +30,8 @@ from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserv
 
 PATH = "/_synapse/client/rendezvous"
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
+T = TypeVar("T")
+ALL_PATHS = (PATH, f"{PATH}/msc4108", MSC4388)
 RATE = {"per_second": 0.5, "burst_count": 2}
 
 
@@ -73,18 +75,29 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomese
         yield homeserver
 
 
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThrowawayHomeserver]:
+    """A homeserver that asks a client to wait wherever it reads or writes twice in a second."""
+    rate = {"per_second": 1, "burst_count": 1}
+    config = {"per_client": {"read": rate}, "per_session": {"write": rate}}
+    with serving(tmp_path_factory.mktemp("hasty"), config) as homeserver:
+        yield homeserver
+
+
 class Proxy(ProxyFactory):
     """Forwards connections to a homeserver.
 
     Attributes:
         requests: the first line of each request so far.
         losing: how many answers to a PUT are still to be lost, together with their connection.
+        dropping: how many times a PUT is still to be lost on its way.
     """
 
     def __init__(self, homeserver: ThrowawayHomeserver) -> None:
         super().__init__(HOST, int(homeserver.url.rpartition(":")[2]))
         self.requests: list[str] = []
         self.losing = 0
+        self.dropping = 0
         self.protocol = _Requests
 
 
@@ -110,6 +123,10 @@ class _Requests(ProxyServer):
     def dataReceived(self, data: bytes) -> None:
         if line := re.match(rb"[A-Z]+ [^\r]*", data):
             self.factory.requests.append(line[0].decode())
+        if data.startswith(b"PUT ") and self.factory.dropping:
+            self.factory.dropping -= 1
+            self.transport.abortConnection()
+            return
         if data.startswith(b"PUT ") and self.factory.losing:
             self.factory.losing -= 1
             self.is_losing = True
@@ -267,6 +284,61 @@ class PairingTestCase(ClientTestCase):
         self.assertEqual(b"answer", await here.receive())
         await self.assert_raises(Unreachable, Rendezvous.create(f"http://{HOST}:{free_port()}{PATH}", b"", self.pool))
 
+    async def left_without_answer(self, path: str) -> tuple[Rendezvous, Rendezvous, Proxy]:
+        """Return both sides of a session; the second one's first message, "answer", arrived without its knowing."""
+        here, _ = await self.pair(path)
+        there, proxy = await self.through_proxy(here)
+        await there.receive()
+        self.patch(rendezvous, "PAUSES_S", (0.05,))
+        proxy.losing = 2
+        await self.assert_raises(Unreachable, there.send(b"answer"))
+        self.assertEqual(b"answer", await here.receive())
+        return here, there, proxy
+
+    async def test_sent_again(self) -> None:
+        """A message that was left without an answer, sent again, is the same write: it arrives once."""
+        for path in ALL_PATHS:
+            here, there, proxy = await self.left_without_answer(path)
+            waiting = self.receiving(here)
+            await there.send(b"answer")
+            self.assertEqual(1, len({line for line in proxy.requests if line.startswith("PUT ")}))
+            await there.send(b"next")
+            self.assertEqual(b"next", await waiting)
+
+    async def test_another_sent(self) -> None:
+        """After a message that was left without an answer, another one may be sent."""
+        for path in ALL_PATHS:
+            here, there, _ = await self.left_without_answer(path)
+            waiting = self.receiving(here)
+            await there.send(b"another")
+            self.assertEqual(b"another", await waiting)
+
+    async def test_own_message_without_answer(self) -> None:
+        """A device does not take a message that was left without an answer for the other's."""
+        for path in ALL_PATHS:
+            here, there, _ = await self.left_without_answer(path)
+            waiting = self.receiving(there)
+            await deferLater(reactor, 0.3)  # time to take it wrongly
+            await here.send(b"reply")
+            self.assertEqual(b"reply", await waiting)
+            await there.send(b"thanks")
+            self.assertEqual(b"thanks", await here.receive())
+
+    async def test_never_arrived(self) -> None:
+        """A message that never arrived is not written later by itself, and does not stand in the way."""
+        for path in ALL_PATHS:
+            here, _ = await self.pair(path)
+            there, proxy = await self.through_proxy(here)
+            await there.receive()
+            self.patch(rendezvous, "PAUSES_S", ())
+            proxy.dropping = 1
+            await self.assert_raises(Unreachable, there.send(b"never"))
+            waiting = self.receiving(there)
+            await here.send(b"news")
+            self.assertEqual(b"news", await waiting)
+            await there.send(b"answer")
+            self.assertEqual(b"answer", await here.receive())
+
     async def test_not_there(self) -> None:
         """An address that is none of a rendezvous server is refused; a session that is over has ended."""
         refused = await self.assert_raises(Refused, Rendezvous.create(f"{self.homeserver.url}/nowhere", b"", self.pool))
@@ -333,6 +405,38 @@ class RefusalTestCase(ClientTestCase):
             self.assertEqual(b"%d" % number, await here.receive())
         self.assertIn(f' 429 "GET {here.url.removeprefix(self.homeserver.url)}', self.homeserver.log.read_text())
         await here.cancel()
+
+
+class HastyTestCase(ClientTestCase):
+    """Where a client is asked to wait nearly always."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, hasty: ThrowawayHomeserver) -> None:
+        self.homeserver = hasty
+
+    async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until the server does not ask to wait."""
+        while True:
+            try:
+                return await attempt()
+            except Refused as refusal:
+                self.assertEqual(429, refusal.status)
+                await deferLater(reactor, refusal.retry_after)
+
+    async def test_asked_to_wait(self) -> None:
+        """A client that is asked to wait guesses no protocol, and its message, sent again, is the same write."""
+        self.patch(rendezvous, "PAUSES_S", (0.05,))
+        for path in PATH, MSC4388:
+            url = self.homeserver.url + path
+            here = await self.patiently(lambda url=url: Rendezvous.create(url, b"hello", self.pool))  # type: ignore[misc]
+            there, proxy = await self.patiently(lambda here=here: self.through_proxy(here))  # type: ignore[misc]
+            self.assertEqual(b"hello", await there.receive())
+            proxy.losing = 1
+            await self.patiently(lambda there=there: there.send(b"answer"))  # type: ignore[misc]
+            self.assertEqual(1, len({line for line in proxy.requests if line.startswith("PUT ")}))
+            self.assertEqual(b"answer", await here.receive())
+            await self.patiently(lambda here=here: here.send(b"thanks"))  # type: ignore[misc]
+            self.assertEqual(b"thanks", await there.receive())
 
 
 class DelegationTestCase(ClientTestCase):

@@ -4,6 +4,7 @@ The homeserver is real, and the page is on another origin, so what they exchange
 """
 
 import base64
+import collections
 import contextlib
 import hashlib
 import json
@@ -98,9 +99,9 @@ def meet(devices: Devices, url: str, dialect: str = "MSC3886") -> str:
     return urllib.parse.parse_qs(urllib.parse.urlsplit(link).fragment)["session"][0]
 
 
-def connect(devices: Devices, url: str) -> str:
+def connect(devices: Devices, url: str, dialect: str = "MSC3886") -> str:
     """Let the two devices meet and find their codes the same, and return the session's URL."""
-    session = meet(devices, url)
+    session = meet(devices, url, dialect)
     for device in devices:
         device.click("#match")
         device.wait_for("talk")
@@ -113,6 +114,10 @@ def preflights(device: Device) -> list[dict[str, Any]]:
     answers = [event["params"] for event in events if event["method"] == "Network.responseReceived"]
     return [answer["response"] for answer in answers if answer["type"] == "Preflight"]
 
+
+both_dialects = pytest.mark.parametrize("dialect", ["MSC3886", "MSC4388"])
+COLLECTIONS = {"MSC3886": MSC3886, "MSC4388": MSC4388}
+WRITTEN = {"MSC3886": "202", "MSC4388": "200"}
 
 CONVERSATION = [
     "the same from both",
@@ -128,12 +133,12 @@ CONVERSATION = [
 ]
 
 
-@pytest.mark.parametrize("dialect", ["MSC3886", "MSC4388"])
+@both_dialects
 def test_pair_and_talk(server: ThrowawayHomeserver, url: str, devices: Devices, dialect: str) -> None:
     """Two devices pair by the QR code and exchange ten messages each way, of which the server sees only ciphertext."""
     laptop, phone = devices
     session = meet(devices, url, dialect)
-    assert session.startswith(server.url + {"MSC3886": MSC3886, "MSC4388": MSC4388}[dialect] + "/")
+    assert session.startswith(f"{server.url}{COLLECTIONS[dialect]}/")
     code = laptop.text("code")
     assert re.fullmatch("[0-9]{3} [0-9]{3}", code)
     assert code == phone.text("code")
@@ -207,10 +212,11 @@ def test_requests_are_shown(server: ThrowawayHomeserver, url: str, devices: Devi
     assert {"if-match", "if-none-match"} <= set(allowed["access-control-allow-headers"].lower().split(", "))
 
 
-def test_both_write_at_once(url: str, devices: Devices) -> None:
+@both_dialects
+def test_both_write_at_once(url: str, devices: Devices, dialect: str) -> None:
     """Where both write at the same moment, one is refused, is told why, and nothing is lost."""
     laptop, phone = devices
-    connect(devices, url)
+    connect(devices, url, dialect)
     slow = {"offline": False, "latency": 3000, "downloadThroughput": -1, "uploadThroughput": -1}
     laptop.chrome.execute_cdp_cmd("Network.enable", {})
     laptop.chrome.execute_cdp_cmd("Network.emulateNetworkConditions", slow)
@@ -219,7 +225,7 @@ def test_both_write_at_once(url: str, devices: Devices) -> None:
     wait_until(lambda: "waits" == laptop.requests()[-1][1])
 
     def written() -> int:
-        return sum(row[:2] == ["PUT", "202"] for row in phone.requests())
+        return sum(row[:2] == ["PUT", WRITTEN[dialect]] for row in phone.requests())
 
     before = written()
     phone.send("mine")
@@ -229,14 +235,16 @@ def test_both_write_at_once(url: str, devices: Devices) -> None:
     laptop.chrome.execute_cdp_cmd("Network.emulateNetworkConditions", {**slow, "latency": 0})
     assert "mine" == laptop.messages("there")[-1]
     assert "took the other's" in laptop.text("notice")
-    refused = next(row for row in laptop.requests() if row[1] == "412")
+    refused = next(row for row in laptop.requests() if row[1] in ("409", "412"))
+    assert {"MSC3886": "412", "MSC4388": "409"}[dialect] == refused[1]
     assert ["PUT", "the other device wrote first"] == [refused[0], refused[4]]
     laptop.send("all is well")
     wait_until(lambda: ["mine", "all is well"] == phone.messages("there"))
     assert "" == laptop.text("notice")
 
 
-def test_own_writes_are_no_news(server: ThrowawayHomeserver, url: str, devices: Devices) -> None:
+@both_dialects
+def test_own_writes_are_no_news(server: ThrowawayHomeserver, url: str, devices: Devices, dialect: str) -> None:
     """A device that waits while it writes twice takes neither for the other's message."""
     laptop, _ = devices
     laptop.open(url)
@@ -254,7 +262,7 @@ def test_own_writes_are_no_news(server: ThrowawayHomeserver, url: str, devices: 
             done([read, await news]);
         })();
     """
-    assert ["two", "theirs"] == laptop.chrome.execute_async_script(script, server.url + MSC3886)
+    assert ["two", "theirs"] == laptop.chrome.execute_async_script(script, server.url + COLLECTIONS[dialect])
 
 
 def test_codes_differ(url: str, devices: Devices) -> None:
@@ -409,19 +417,23 @@ class Forgetful(ThreadingHTTPServer):
     Attributes:
         url: where it listens.
         to_lose: how many answers to writes it loses yet.
+        written_to: the paths of all writes, in their order.
     """
 
     def __init__(self, backend: str) -> None:
         proxy = self
         self.to_lose = 0
+        self.written_to: list[str] = []
 
         class Forward(BaseHTTPRequestHandler):
             def forward(self) -> None:
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 answer = ask(self.command, backend + self.path, content, self.headers.items())
-                if self.command == "PUT" and proxy.to_lose:
-                    proxy.to_lose -= 1
-                    return
+                if self.command == "PUT":
+                    proxy.written_to.append(self.path)
+                    if proxy.to_lose:
+                        proxy.to_lose -= 1
+                        return
                 self.send_response_only(answer.status)
                 for name, value in answer.headers.items():
                     if name not in ("Connection", "Transfer-Encoding"):
@@ -447,7 +459,8 @@ class Forgetful(ThreadingHTTPServer):
         self.server_close()
 
 
-def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
+@both_dialects
+def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices, dialect: str) -> None:
     """A proxy that weakens tags by compressing, and one that loses answers: each message arrives, and arrives once."""
     laptop, phone = devices
     port = free_port()
@@ -459,19 +472,19 @@ def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
         stack.callback(nginx.stop)
         nginx.start()
         page = stack.enter_context(Page(homeserver_url=proxy.url, host=HOST, port=0))
-        connect(devices, page.url)
+        connect(devices, page.url, dialect)
         for count in 1, 2:
             laptop.send("the same from both")
             wait_until(lambda count=count: count == len(phone.messages("there")))  # type: ignore[misc]
             phone.send("the same from both")
             wait_until(lambda count=count: count == len(laptop.messages("there")))  # type: ignore[misc]
-        assert any(row[2].startswith("W/") for row in laptop.requests())
+        assert (dialect == "MSC3886") == any(row[2].startswith("W/") for row in laptop.requests())
 
         wait_until(lambda: "waits" == laptop.requests()[-1][1])
         proxy.to_lose = 1
         phone.send("once")
         wait_until(lambda: "once" == laptop.messages("there")[-1])
-        wait_until(lambda: "202" == [row[1] for row in phone.requests() if row[0] == "PUT"][-1])
+        wait_until(lambda: WRITTEN[dialect] == [row[1] for row in phone.requests() if row[0] == "PUT"][-1])
         lost, repeated = [row for row in phone.requests() if row[0] == "PUT"][-2:]
         assert (0, "no answer") == (proxy.to_lose, lost[4])
         read = next(row for row in reversed(laptop.requests()) if row[:2] == ["GET", "200"])
@@ -479,6 +492,20 @@ def test_bad_proxies(tmp_path: pathlib.Path, devices: Devices) -> None:
         laptop.send("thank you")
         wait_until(lambda: "thank you" == phone.messages("there")[-1])
         assert 3 == len(laptop.messages("there"))
+        if dialect == "MSC4388":  # a transaction for each message; the one that was sent again kept its own
+            counts = collections.Counter(proxy.written_to)
+            assert [2] == [count for count in counts.values() if count > 1]
+
+        # Where all answers to a message are lost, it has arrived all the same, and is not taken for the other device's.
+        proxy.to_lose = 4
+        phone.send("left without an answer")
+        wait_until(lambda: "left without an answer" == laptop.messages("there")[-1])
+        wait_until(lambda: not proxy.to_lose)
+        laptop.send("all is well")
+        wait_until(lambda: "all is well" == phone.messages("there")[-1])
+        phone.send("here as well")
+        wait_until(lambda: "here as well" == laptop.messages("there")[-1])
+        assert 5 == len(laptop.messages("there"))
 
 
 def test_over_tls(tmp_path: pathlib.Path) -> None:

@@ -97,6 +97,7 @@ export class Rendezvous {
   #known = new Set(); // those of all of them
   #maxWaitMs = 0;
   #sending = Promise.resolve(); // settles when nothing is being sent
+  #unsettled; // the write of which nobody knows whether it took place
   #cancelling = new AbortController();
 
   /** Use `create` or `join`. */
@@ -130,6 +131,7 @@ export class Rendezvous {
    * @param {string} sessionUrl
    * @param {{observer?: (exchange: Exchange) => void}} [options]
    * @returns {Promise<Rendezvous>}
+   * @throws {Refused} 429: too often
    * @throws {Unreachable}
    */
   static async join(sessionUrl, options) {
@@ -145,12 +147,10 @@ export class Rendezvous {
    * @throws {Conflict} the other device wrote first; it may have read this, where it had to be sent more than once
    * @throws {Ended}
    * @throws {Refused} 429: too often, or too much; 413: too long
-   * @throws {Unreachable} it may have arrived all the same
+   * @throws {Unreachable} it may have arrived all the same; sent again, it arrives once
    */
   send(payload) {
-    const sent = this.#sending.then(() => this.#replace(payload));
-    this.#sending = sent.catch(() => {});
-    return sent;
+    return this.#inTurn(() => this.#replace(payload));
   }
 
   /**
@@ -169,9 +169,12 @@ export class Rendezvous {
       try {
         const request = this.#dialect.get(this.url, known, waitMs);
         const { status, revision } = await this.#request("GET", request, { waitMs, signal });
+        const isNews = () => status === 200 && !this.#known.has(opaque(revision.tag));
         // What ended the waiting may be a write of our own, whose tag is not known before; by now perhaps not the last.
-        await this.#sending;
-        if (status === 200 && !this.#known.has(opaque(revision.tag))) {
+        await this.#inTurn(async () => {
+          if (isNews()) await this.#settle();
+        });
+        if (isNews()) {
           this.#follow(revision);
           return revision.payload;
         }
@@ -195,9 +198,39 @@ export class Rendezvous {
 
   async #replace(payload) {
     if (!this.#tag) throw new Error("Receive before you send: a write names the revision that it follows.");
-    const request = this.#dialect.put(this.url, this.#tag, payload);
-    const { revision } = await this.#request("PUT", request, { payload, signal: this.#cancelling.signal });
-    this.#follow(revision);
+    if (this.#unsettled && this.#unsettled.payload !== payload) await this.#write(this.#unsettled);
+    await this.#write(this.#unsettled ?? { ...this.#dialect.put(this.url, this.#tag, payload), payload });
+  }
+
+  /** Learns whether a write that was left without an answer took place. To be called if the revision is no longer its. */
+  async #settle() {
+    if (!this.#unsettled) return;
+    await this.#write(this.#unsettled).catch((error) => {
+      if (!(error instanceof Conflict)) throw error;
+    });
+  }
+
+  /** Sends a PUT. If no answer decides what became of it, it is to be sent again, as it is, before any other. */
+  async #write(request) {
+    try {
+      const { revision } = await this.#request("PUT", request, {
+        payload: request.payload,
+        signal: this.#cancelling.signal,
+      });
+      this.#unsettled = undefined;
+      this.#follow(revision);
+    } catch (error) {
+      const isOpen = error instanceof Unreachable || [429, ...PASSING].includes(error.status);
+      this.#unsettled = isOpen && request.isLost ? request : undefined;
+      throw error;
+    }
+  }
+
+  /** Does something after what is being sent, and before what is sent later. */
+  #inTurn(task) {
+    const done = this.#sending.then(task);
+    this.#sending = done.catch(() => {});
+    return done;
   }
 
   #follow({ tag, expires }) {
@@ -211,7 +244,7 @@ export class Rendezvous {
     return this.url.replace(/\/[^/]*$/, "");
   }
 
-  /** Learns which protocol the server speaks there, and how long it lets a request wait. */
+  /** Learns which protocol the server speaks there, and how long it lets a request wait. Other servers do not say. */
   async #discover(collectionUrl) {
     try {
       const { text } = await this.#request("GET", { url: collectionUrl });
@@ -219,12 +252,16 @@ export class Rendezvous {
       this.#maxWaitMs = offer.max_wait_ms ?? 0;
       if ("create_available" in offer) this.#dialect = tokens;
     } catch (error) {
-      if (error instanceof Unreachable) throw error; // others do not offer it
+      if (error instanceof Unreachable || [429, ...PASSING].includes(error.status)) throw error; // later it may say
     }
   }
 
-  /** Sends a request, again where its answer is lost, and returns what was answered if that is a success. */
-  async #request(method, { url, headers, body }, { payload, waitMs = 0, signal = AbortSignal.any([]) } = {}) {
+  /**
+   * Sends a request, again where its answer is lost, and returns what was answered if that is a success. Where an answer
+   * was lost, `request.isLost` says so.
+   */
+  async #request(method, request, { payload, waitMs = 0, signal = AbortSignal.any([]) } = {}) {
+    const { url, headers, body } = request;
     for (let tries = 1; ; tries++) {
       signal.throwIfAborted();
       const exchange = { method, url, payload, waitMs, started: performance.now() };
@@ -252,6 +289,7 @@ export class Rendezvous {
       }
       signal.throwIfAborted();
       if (exchange.status === undefined || PASSING.includes(exchange.status)) {
+        request.isLost = true;
         if (tries < TRIES) {
           await pause(1000 * (retryAfter ?? 2 ** (tries - 1)), signal);
           continue;
