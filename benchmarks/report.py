@@ -244,6 +244,22 @@ def million(numbers: Mapping[str, Any]) -> str:
     return f"{table(head, rows)}\n\nOne takes {found['bytes']:,.0f} bytes, 64 of them payload."
 
 
+def clients(numbers: Mapping[str, Any]) -> str:
+    """Return a table of how long real clients take to sign in, and how often they ask."""
+    found = numbers["clients"]
+    names = list(found["seconds"])
+    rows = []
+    for combination in found["seconds"][names[0]]:
+        took = [statistics.median(found["seconds"][name][combination]) for name in names]
+        asked = [statistics.median(found["requests"][name][combination]) for name in names]
+        cells = [
+            f"{seconds:.2f} s ({seconds / took[-1]:.2f}) · {count:.0f} ({count / asked[-1]:.2f})"
+            for seconds, count in zip(took, asked, strict=True)
+        ]
+        rows.append([combination, *cells])
+    return table(["seconds from the scan to the end · requests", *names], rows)
+
+
 def capacity(numbers: Mapping[str, Any]) -> str:
     """Return a table of how many pairings half a core carries, by what devices took that polled or waited."""
     found = numbers["waiting"]
@@ -260,7 +276,9 @@ def capacity(numbers: Mapping[str, Any]) -> str:
 
 PARTS = {
     function.__name__: function
-    for function in (environment, operations, sizes, handshakes, memory, waiting, flood, million, capacity, shares)
+    for function in (
+        *(environment, operations, sizes, handshakes, memory, clients, waiting, flood, million, capacity, shares),
+    )
 }
 """What stands between the markers of these names."""
 
@@ -345,6 +363,19 @@ def plot(numbers: Mapping[str, Any], directory: pathlib.Path) -> None:
     axes.legend(**above, ncols=2)
     save(figure, "flood", "How long an honest client's poll takes in quiet and in a flood")
 
+    figure, axes = plt.subplots(figsize=(7, 3.6))
+    seconds = numbers["clients"]["seconds"]
+    combinations = list(next(iter(seconds.values())))
+    for index, (name, colour) in enumerate(zip(seconds, ("#2f81f7", "#8fb8f6", "#b0690a"), strict=True)):
+        widths = [statistics.median(seconds[name][combination]) for combination in combinations]
+        places = [place + (index - 1) * 0.27 for place in range(len(combinations))]
+        axes.barh(places, widths, height=0.25, color=colour, label=name)
+    axes.set_yticks(range(len(combinations)), combinations)
+    axes.invert_yaxis()
+    axes.set_xlabel("from the scan until both devices are done, seconds")
+    axes.legend(**above, ncols=3)
+    save(figure, "clients", "How long real clients take to sign in by QR code")
+
 
 def main() -> int:
     """Rewrite the page and the plots."""
@@ -357,6 +388,7 @@ def main() -> int:
         "comparison": "compare.py",
         "flood": "flood.py",
         "waiting": "waiting.py",
+        "clients": "clients.py",
         "million": "million.py",
     }
     if missing := [script for part, script in scripts.items() if part not in numbers]:

@@ -110,7 +110,7 @@ def test_plots(tmp_path: pathlib.Path) -> None:
         drawn.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
 
     assert drawn[0] == drawn[1]
-    assert {"cost.svg", "sizes.svg", "flood.svg"} == set(drawn[0])
+    assert {"cost.svg", "sizes.svg", "flood.svg", "clients.svg"} == set(drawn[0])
 
 
 @pytest.mark.parametrize("script", ["compare.py", "flood.py"])
