@@ -103,7 +103,7 @@ class Running:
 
 def rendezvous(**options: Any) -> dict[str, Any]:
     """Return our item of the `modules` list with these options, and the limits out of the way."""
-    per_client = {"max_sessions": 10_000_000, **dict.fromkeys(("create", "read", "write", "miss"), _UNLIMITED)}
+    per_client = {"max_sessions": 10_000_000, **dict.fromkeys(("create", "read", "miss"), _UNLIMITED)}
     limits = {
         "ttl": "1h",
         "max_sessions": 10_000_000,

@@ -69,7 +69,10 @@ class Admission:
         is_verified = verifies_tokens and self._homeserver.has_access_token(request)
         if policy == "closed" and not is_verified:
             raise CreationForbidden
-        self._limits.take(client, (self._limits.client_create, quota_keys(client)), pause_s=CREATE_PAUSE_S)
+        # First all are asked, then all are charged: whoever has no valid token takes nothing from those who share the
+        # address. To look a token up may take a while, so the client is asked again when it is charged.
+        limit, keys = self._limits.client_create, quota_keys(client)
+        has_room = self._limits.check(client, limit, keys, pause_s=CREATE_PAUSE_S)
         if is_verified or policy == "authenticated":
             user = await self._homeserver.user_of(request, allow_guest=policy != "authenticated")
         if policy == "closed":
@@ -79,6 +82,8 @@ class Admission:
                 await self._user_creates.ratelimit(user, pause=CREATE_PAUSE_S)
             except LimitExceededError as refusal:
                 self._limits.enforce(refusal, client)
+        if has_room:  # else limits are only observed, and this one was counted
+            self._limits.take(client, limit, keys, pause_s=CREATE_PAUSE_S)
 
     async def may_create(self, request: SynapseRequest, policy: str, *, verifies_tokens: bool) -> bool:
         """Whether the sender of this request may create sessions, apart from limits.

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
-from synapse_rendezvous.options import IPNetwork
+from synapse_rendezvous.addresses import IPAddress, IPNetwork, parse_address
 
 UNKNOWN = "unknown"
 """The key of all requests without a usable address. They are exempt from the limits for one client: a shared limit
@@ -91,21 +91,26 @@ class Clients:
         if isinstance(self._trusted, int):
             # If there are fewer hops than proxies, one of these was passed by, or made to drop the header: then the
             # farthest counts, for what a client can bring about must not free it from limits.
-            hops = self._hops(_LOOPBACK if peer is None else peer, forwarded)
+            hops = itertools.chain([_LOOPBACK if peer is None else peer], self._entries(forwarded))
             *_, hop = itertools.islice(hops, self._trusted + 1)
             return UNKNOWN if self._trusted and not forwarded else self._parse(hop)[0]
-        client, is_trusted = UNKNOWN, True
-        hops = self._hops(peer, forwarded)
-        while is_trusted and (nearest := next(hops, None)) is not None:
-            client, is_trusted = self._parse(nearest)
-        # A trusted proxy that does not name its client: it could be anybody.
-        return UNKNOWN if is_trusted and not forwarded else client
+        if peer is not None:  # a unix socket has none; only a proxy on this machine can be behind it
+            client, is_trusted = self._parse(peer)
+            if not is_trusted:
+                return client
+        client = UNKNOWN  # a trusted proxy that does not name its client: it could be anybody
+        for entry in self._entries(forwarded):
+            farther, is_trusted = self._parse(entry)
+            if farther == UNKNOWN:
+                break  # no proxy has written this, but the client that the one before names
+            client = farther
+            if not is_trusted:
+                break
+        return client
 
     @staticmethod
-    def _hops(peer: str | None, forwarded: bytes) -> Iterator[str]:
-        """Yield the addresses that a request passed, the nearest first."""
-        if peer is not None:  # a unix socket has none; only a proxy on this machine can be behind it
-            yield peer
+    def _entries(forwarded: bytes) -> Iterator[str]:
+        """Yield the addresses that proxies have appended, the nearest first."""
         if forwarded:
             for entry in reversed(forwarded.split(b",")):
                 yield entry.strip().decode("latin-1")
@@ -117,11 +122,9 @@ class Clients:
         if with_port := _WITH_PORT.fullmatch(hop):
             hop = str(with_port[1] or with_port[2])
         try:
-            address = ipaddress.ip_address(hop)
+            address = parse_address(hop)
         except ValueError:
             return UNKNOWN, False
-        if isinstance(address, ipaddress.IPv6Address):
-            address = address.ipv4_mapped or address
         is_trusted = not isinstance(self._trusted, int) and _is_in(address, self._trusted)
         if _is_in(address, self._denied):
             return DENIED, is_trusted
@@ -145,5 +148,5 @@ def is_private(client: str) -> bool:
     return client not in (UNKNOWN, EXEMPT, DENIED, OTHERS) and ipaddress.ip_network(format_client(client)).is_private
 
 
-def _is_in(address: ipaddress.IPv4Address | ipaddress.IPv6Address, networks: Sequence[IPNetwork]) -> bool:
+def _is_in(address: IPAddress, networks: Sequence[IPNetwork]) -> bool:
     return any(address in network for network in networks)

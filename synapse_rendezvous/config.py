@@ -6,8 +6,8 @@ import attr
 from synapse.config._base import ConfigError
 
 from synapse_rendezvous import paths
+from synapse_rendezvous.addresses import IPNetwork
 from synapse_rendezvous.options import (
-    IPNetwork,
     choice,
     count,
     duration,
@@ -24,13 +24,16 @@ from synapse_rendezvous.options import (
 )
 from synapse_rendezvous.outcomes import OUTCOME_BYTES
 
+FIXED_MAX_BYTES = 4096
+"""How long one payload may be in the dialects whose proposals say so."""
+
 SESSION_BYTES = 600
 """What a session takes in memory beside its payload, at most."""
 
 WAITING_BYTES = 16 * 1024
 """What a request that waits takes, at most."""
 
-LIMITS = 7
+LIMITS = 6
 """How many rate limits there are."""
 
 LIMIT_KEYS = 5000
@@ -63,7 +66,6 @@ class PerClientLimits:
     max_waiting: int = option("max_waiting", count(1, 100_000), 200)
     create: RateLimit = subsection("create", RateLimit(per_second=0.5, burst_count=40))
     read: RateLimit = subsection("read", RateLimit(per_second=150, burst_count=300))
-    write: RateLimit = subsection("write", RateLimit(per_second=20, burst_count=200))
     miss: RateLimit = subsection("miss", RateLimit(per_second=2, burst_count=30))
 
 
@@ -173,7 +175,15 @@ class RendezvousConfig:
         Raises:
             ConfigError: an option is unknown or its value impossible. The path leads to it from `config` downwards.
         """
+        if "write" in _section(options, "per_client"):
+            raise ConfigError(
+                "is gone, because people behind one address could use it up for each other: writes are charged to"
+                " their session alone (per_session.write). Remove it.",
+                ("per_client", "write"),
+            )
         config = parse_section(cls(), options, ())
+        if not (isinstance(options, Mapping) and "max_total_bytes" in options):
+            config = attr.evolve(config, max_total_bytes=max(config.max_total_bytes, config.room_bytes))
         if config.max_total_bytes < config.max_bytes:
             raise ConfigError(
                 f"must be at least max_bytes ({config.max_bytes}), or a payload could never be stored;"
@@ -204,6 +214,11 @@ class RendezvousConfig:
         return config
 
     @property
+    def room_bytes(self) -> int:
+        """What all sessions take when each has the longest payload. With less room, they take it from each other."""
+        return self.max_sessions * max(self.max_bytes, FIXED_MAX_BYTES)
+
+    @property
     def max_outcomes(self) -> int:
         """The outcomes of how many transactions are kept for each session.
 
@@ -223,8 +238,8 @@ class RendezvousConfig:
             f"a GET may wait {wait.max_wait_ms / 1000:g} s, {wait.default_wait_ms / 1000:g} s unasked,"
             f" {wait.max_waiting} at once",
             f"a client may have {client.max_sessions} sessions ({client.crowded_sessions} while {self.crowded_at:.0%}"
-            f" of all are taken) and {client.max_waiting} waiting, create {client.create}, read {client.read},"
-            f" write {client.write} and miss {client.miss}",
+            f" of all are taken) and {client.max_waiting} waiting, create {client.create}, read {client.read}"
+            f" and miss {client.miss}",
             f"a session may be read {session.read} and written {session.write}",
             f"X-Forwarded-For believed from {hops}",
         ]

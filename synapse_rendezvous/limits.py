@@ -9,7 +9,6 @@ class LimitName(enum.Enum):
     DENY = "deny"
     CLIENT_CREATE = "per_client.create"
     CLIENT_READ = "per_client.read"
-    CLIENT_WRITE = "per_client.write"
     CLIENT_MISS = "per_client.miss"
     CLIENT_SESSIONS = "per_client.max_sessions"
     CLIENT_CROWDED_SESSIONS = "per_client.crowded_sessions"

@@ -109,6 +109,8 @@ class RendezvousModule:
                 " fail. Set it to 9s or less",
                 config.long_poll.default_wait_ms / 1000,
             )
+        if config.max_total_bytes < config.room_bytes:
+            _warn_of_room(config)
         if store.changes_channel is None and homeserver.has_workers:
             _warn_of_memory(sorted(path for path, _, _ in mounts), api.worker_name, homeserver.port())
         mounted = (f"{dialect.name} at {path} (creation {options.create_policy})" for path, options, dialect in mounts)
@@ -240,6 +242,18 @@ def _waiters(homeserver: Homeserver, config: RendezvousConfig, changes_channel: 
         homeserver.subscribe(changes_channel, received=waiters.wake, subscribed=waiters.wake_all)
     homeserver.before_shutdown(waiters.close)
     return waiters
+
+
+def _warn_of_room(config: RendezvousConfig) -> None:
+    """Say where strangers can take the room that pairings need which have begun."""
+    logger.warning(
+        "max_total_bytes (%d) has no room for max_sessions (%d) payloads of the longest kind. Strangers who fill it"
+        " with sessions of their own get writes of pairings refused that have begun. Remove max_total_bytes, which then"
+        " follows from max_sessions, or set it to %d or more. See docs/configuration.md",
+        config.max_total_bytes,
+        config.max_sessions,
+        config.room_bytes,
+    )
 
 
 def _warn_of_memory(paths: Sequence[str], worker: str | None, port: int | None) -> None:

@@ -1,7 +1,6 @@
 """How an option is declared, and how what an operator wrote is read."""
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
@@ -9,9 +8,8 @@ from typing import Any, TypeVar, cast
 import attr
 from synapse.config._base import Config, ConfigError
 
+from synapse_rendezvous.addresses import AmbiguousNetwork, IPNetwork, parse_network
 from synapse_rendezvous.paths import MSC3886
-
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 Path = tuple[str, ...]
 """Where in the configuration a value stands, from our section downwards."""
@@ -107,7 +105,13 @@ def networks(value: Any, path: Path) -> tuple[IPNetwork, ...]:
         try:
             if not isinstance(item, str):
                 raise ValueError
-            networks.append(ipaddress.ip_network(item))
+            networks.append(parse_network(item))
+        except AmbiguousNetwork:
+            raise ConfigError(
+                "must not be so wide: the addresses in it stand for IPv4 addresses behind a translator (NAT64), and are"
+                f" read as these. Name their IPv4 networks, such as 203.0.113.0/24; this is {item!r}",
+                (*path, f"<item {index}>"),
+            ) from None
         except ValueError:
             raise ConfigError(
                 f"must be an address or a network, such as 10.1.2.3, 10.0.0.0/8 or fc00::/7; this is {item!r}",

@@ -1,12 +1,11 @@
 """How often something may be done: Synapse's rate limiter, with a small cache of prepaid tokens before it."""
 
 import contextlib
-from collections.abc import Sequence
 
 from synapse.api.errors import LimitExceededError
 from synapse.api.ratelimiting import Ratelimiter
 
-from synapse_rendezvous.clients import OTHERS
+from synapse_rendezvous.clients import OTHERS, QuotaKeys
 from synapse_rendezvous.config import LIMIT_KEYS, RateLimit, RendezvousConfig
 from synapse_rendezvous.homeserver import LIMITER_PREFIX, Homeserver
 from synapse_rendezvous.limits import LimitName
@@ -25,6 +24,8 @@ class Limit:
         rate: the tokens of a bucket and how fast they come back.
         max_prepaid: the most keys in the cache; with more than that in use, all of them have first batches again and
             again.
+        overflow_share: how many times the rate of one key all those share for which the limiter has no room; None if
+            they are not limited.
 
     Attributes:
         max_prepaid: see above.
@@ -35,45 +36,48 @@ class Limit:
     MAX_KEYS = LIMIT_KEYS
     """The most keys that the limiter tracks; Synapse prunes idle ones."""
 
-    OVERFLOW_BUCKET = (OTHERS, 100)
-    """The bucket of all further keys, and how many times the rate of one it has."""
-
     BATCHES_IN_BURST = 10
     MAX_BATCH = 25
 
-    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, max_prepaid: int = LIMIT_KEYS) -> None:
+    def __init__(self, ratelimiter: Ratelimiter, rate: RateLimit, max_prepaid: int, overflow_share: int | None) -> None:
         self.max_prepaid = max_prepaid
+        self._overflow_share = overflow_share
         self._ratelimiter = ratelimiter
         self._rate = rate
         batch = min(rate.burst_count // self.BATCHES_IN_BURST, self.MAX_BATCH)
         self.batch = batch if batch > 1 else 0
         self.prepaid: dict[str, int] = {}
 
-    def take_batch(self, key: str, share: int, pause_s: float | None) -> int:
+    def take_batch(self, key: str, share: int) -> int:
         """Take a batch from the limiter, or one token if it has no batch; return how many.
 
-        Raises:
-            LimitExceededError: it has none.
+        Returns:
+            1 if it has none at all, too: whoever asks has decided already.
         """
         if self.batch:
             with contextlib.suppress(LimitExceededError):
                 self._ask(key, share, tokens=self.batch)
                 return self.batch
-        self._ask(key, share, tokens=1, pause_s=pause_s)
+        with contextlib.suppress(LimitExceededError):
+            self._ask(key, share, tokens=1)
         return 1
 
-    def check(self, key: str) -> None:
+    def check(self, keys: QuotaKeys, pause_s: float | None = None) -> None:
         """Take nothing.
 
         Raises:
-            LimitExceededError: the limiter has no token.
+            LimitExceededError: a key has no token.
         """
-        self._ask(key, 1, tokens=1, update=False)
+        for key, share in reversed(keys):  # the widest network has the longest to wait
+            if not self.prepaid.get(key, self.batch):
+                self._ask(key, share, tokens=1, pause_s=pause_s, update=False)
 
     def _ask(self, key: str, share: int, *, tokens: int, pause_s: float | None = None, update: bool = True) -> None:
         tracked = self._ratelimiter.actions
         if key not in tracked and len(tracked) >= self.MAX_KEYS:
-            key, share = self.OVERFLOW_BUCKET
+            if self._overflow_share is None:
+                return
+            key, share = OTHERS, self._overflow_share
         asking = self._ratelimiter.ratelimit(
             None,
             key=key,
@@ -100,63 +104,60 @@ class Limits:
         observer: counts refusals.
     """
 
-    def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observer: Observer) -> None:
-        def limit(name: LimitName, rate: RateLimit, max_prepaid: int = LIMIT_KEYS) -> Limit:
-            return Limit(homeserver.ratelimiter(name, rate), rate, max_prepaid)
+    OVERFLOW_SHARE = 100
 
-        max_sessions = max(LIMIT_KEYS, config.max_sessions)
+    def __init__(self, homeserver: Homeserver, config: RendezvousConfig, observer: Observer) -> None:
+        def client_limit(name: LimitName, rate: RateLimit) -> Limit:
+            return Limit(homeserver.ratelimiter(name, rate), rate, LIMIT_KEYS, self.OVERFLOW_SHARE)
+
+        def session_limit(name: LimitName, rate: RateLimit) -> Limit:
+            # Not one bucket for all the sessions that find no room: strangers would empty it, too.
+            return Limit(homeserver.ratelimiter(name, rate), rate, max(LIMIT_KEYS, config.max_sessions), None)
+
         self._observer = observer
         self._is_enforced = not config.observe
-        self.client_create = limit(LimitName.CLIENT_CREATE, config.per_client.create)
-        self.client_read = limit(LimitName.CLIENT_READ, config.per_client.read)
-        self.client_write = limit(LimitName.CLIENT_WRITE, config.per_client.write)
-        self.client_miss = limit(LimitName.CLIENT_MISS, config.per_client.miss)
-        self.session_read = limit(LimitName.SESSION_READ, config.per_session.read, max_sessions)
-        self.session_write = limit(LimitName.SESSION_WRITE, config.per_session.write, max_sessions)
+        self.client_create = client_limit(LimitName.CLIENT_CREATE, config.per_client.create)
+        self.client_read = client_limit(LimitName.CLIENT_READ, config.per_client.read)
+        self.client_miss = client_limit(LimitName.CLIENT_MISS, config.per_client.miss)
+        self.session_read = session_limit(LimitName.SESSION_READ, config.per_session.read)
+        self.session_write = session_limit(LimitName.SESSION_WRITE, config.per_session.write)
 
     def take(
-        self,
-        client: str,
-        *charges: tuple[Limit, Sequence[tuple[str, int]]],
-        pause_s: float | None = None,
-        is_done: bool = False,
+        self, client: str, limit: Limit, keys: QuotaKeys, *, pause_s: float | None = None, is_done: bool = False
     ) -> None:
-        """Take one token from the bucket of each key.
+        """Take one token from the bucket of each key, or none from any: a refused request costs nobody anything.
 
         Args:
             client: whose request it is.
-            charges: each a limit with its keys, and how many times the rate each key has; the widest network last.
+            limit: what is taken from.
+            keys: each with how many times the rate it has; the widest network last.
             pause_s: how long the answer to a refusal is held back, which slows down a client that asks in a loop.
             is_done: whether the request was served already; then it is not refused any more.
 
         Raises:
             LimitExceededError: a bucket is empty, and limits are enforced.
         """
-        for limit, keys in charges:
-            is_refused = is_done  # one request is refused once at most by a limit, whichever network is over it
-            # From the widest network inwards: a request that the widest refuses takes no place in the table.
-            for key, share in reversed(keys):
-                tokens = limit.prepaid.get(key, limit.batch)
-                if not tokens:
-                    try:
-                        tokens = limit.take_batch(key, share, pause_s)
-                    except LimitExceededError as refusal:
-                        if not is_refused:
-                            is_refused = True
-                            self.enforce(refusal, client)
-                        tokens = 1
-                if limit.batch:
-                    if len(limit.prepaid) >= limit.max_prepaid and key not in limit.prepaid:
-                        limit.prepaid.clear()  # which gives every key a first batch again
-                    limit.prepaid[key] = tokens - 1
+        prepaid, batch = limit.prepaid, limit.batch
+        for key, _ in keys:
+            if not (is_done or prepaid.get(key, batch)):
+                if not self.check(client, limit, keys, pause_s=pause_s):
+                    return
+                break
+        for key, share in keys:
+            tokens = prepaid.get(key, batch) or limit.take_batch(key, share)
+            if batch:
+                if len(prepaid) >= limit.max_prepaid and key not in prepaid:
+                    prepaid.clear()  # which gives every key a first batch again
+                prepaid[key] = tokens - 1
 
-    def check(self, client: str, limit: Limit, key: str) -> None:
-        """Take nothing, but raise as `take` would."""
-        if not limit.prepaid.get(key, limit.batch):
-            try:
-                limit.check(key)
-            except LimitExceededError as refusal:
-                self.enforce(refusal, client)
+    def check(self, client: str, limit: Limit, keys: QuotaKeys, *, pause_s: float | None = None) -> bool:
+        """Take nothing, but raise as `take` would; return whether there is a token in each bucket."""
+        try:
+            limit.check(keys, pause_s)
+        except LimitExceededError as refusal:
+            self.enforce(refusal, client)
+            return False
+        return True
 
     def enforce(self, refusal: LimitExceededError, client: str) -> None:
         """Count a refusal, and raise it unless limits are only observed; the bounds of the server always hold."""

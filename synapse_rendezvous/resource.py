@@ -184,7 +184,7 @@ class RendezvousResource(DirectServeJsonResource):
         """Word an error. A 404 is charged as a miss, and may be refused because of that."""
         if isinstance(error, SessionNotFound):
             try:
-                self._limits.take(client, (self._limits.client_miss, quota_keys(client)))
+                self._limits.take(client, self._limits.client_miss, quota_keys(client))
             except LimitExceededError as refusal:
                 error = refusal
         if isinstance(error, LimitExceededError) and error.pause:
@@ -194,11 +194,11 @@ class RendezvousResource(DirectServeJsonResource):
         error.__traceback__ = error.__context__ = None
         return response
 
-    # Reads and writes are charged to the client alone and not to the networks around it: they need a session, and a
-    # network has no more of these than its quota.
+    # What is asked of a session is charged to the session alone. Otherwise those who share an address could use up what
+    # a pairing needs.
 
     async def _describe(self, request: SynapseRequest, _headers: RequestFields, client: str) -> Response:
-        self._limits.take(client, (self._limits.client_read, quota_keys(client)[:1]))
+        self._limits.take(client, self._limits.client_read, quota_keys(client)[:1])
         may_create = await self._admission.may_create(
             request, self._create_policy, verifies_tokens=self._dialect.verifies_tokens
         )
@@ -240,10 +240,7 @@ class RendezvousResource(DirectServeJsonResource):
         try:
             session = await self._store.get(session_id)
             try:
-                limits = self._limits
-                limits.take(
-                    client, (limits.client_read, quota_keys(client)[:1]), (limits.session_read, ((session_id, 1),))
-                )
+                self._limits.take(client, self._limits.session_read, ((session_id, 1),))
             except LimitExceededError as refusal:
                 raise ReadRefused(refusal, session) from None
             result = preconditions.evaluate(session, safe=True)
@@ -311,9 +308,8 @@ class RendezvousResource(DirectServeJsonResource):
         session_id: str,
         transaction_id: bytes | None = None,
     ) -> Response:
-        limits = self._limits
-        limits.take(client, (limits.client_write, quota_keys(client)[:1]))
-        limits.check(client, limits.session_write, session_id)
+        limits, keys = self._limits, ((session_id, 1),)
+        limits.check(client, limits.session_write, keys)
         assert request.content is not None  # noqa: S101 (Twisted sets it before it renders)
         write, preconditions = self._dialect.parse_put(headers, request.content)
         expected_tag = preconditions.expected_tag
@@ -326,17 +322,17 @@ class RendezvousResource(DirectServeJsonResource):
             session, is_done, kept = swap
             if is_done or transaction_id is not None or preconditions.is_repeat(session, write):
                 break
-            expected_tag = self._require(preconditions, session)
+            expected_tag = self._require(preconditions, session, client)
         else:
             raise WriteContended
+        # Only now: PUTs of sessions that do not exist would leave no room in the table of the limit.
+        limits.take(client, limits.session_write, keys, is_done=True)
         if transaction_id is not None and not is_done and kept in (None, CONFLICT):
             if kept is not None:
                 self._observer.write_repeated()
             raise TransactionConflict
         if preconditions.changes:
             self._observer.tags_normalised(preconditions.changes)
-        # Only now: PUTs of sessions that do not exist would leave no room in the table of the limit.
-        limits.take(client, (limits.session_write, ((session_id, 1),)), is_done=True)
         if is_done:
             self._waiters.wake(session_id)
         transaction_response = self._dialect.transaction_response
@@ -351,7 +347,6 @@ class RendezvousResource(DirectServeJsonResource):
         return response
 
     async def _delete(self, _request: SynapseRequest, headers: RequestFields, client: str, session_id: str) -> Response:
-        self._limits.take(client, (self._limits.client_write, quota_keys(client)[:1]))
         preconditions = self._dialect.parse_conditions(headers, {})
         expected_tag = preconditions.expected_tag
         for _ in range(MAX_SWAPS):
@@ -359,17 +354,18 @@ class RendezvousResource(DirectServeJsonResource):
             if is_done:
                 self._waiters.wake(session_id)
                 return self._dialect.deleted_response()
-            expected_tag = self._require(preconditions, session)
+            expected_tag = self._require(preconditions, session, client)
         raise WriteContended
 
-    @staticmethod
-    def _require(preconditions: Preconditions, session: Session) -> bytes:
+    def _require(self, preconditions: Preconditions, session: Session, client: str) -> bytes:
         """Return the tag of the current revision if it meets the preconditions of a write.
 
         Raises:
-            PreconditionFailed: it does not.
+            PreconditionFailed: it does not, which counts as a write of the session all the same.
+            LimitExceededError: it does not, and the session was written too often.
         """
         if preconditions.evaluate(session, safe=False) is PreconditionResult.FAILED:
+            self._limits.take(client, self._limits.session_write, ((session.id, 1),))
             raise PreconditionFailed(session)
         return session.tag
 

@@ -4,6 +4,7 @@ from typing import IO, Any
 
 from synapse.api.errors import Codes, LimitExceededError, SynapseError
 
+from synapse_rendezvous.config import FIXED_MAX_BYTES
 from synapse_rendezvous.dialects.msc3886 import MSC3886Dialect, read_payload
 from synapse_rendezvous.errors import InvalidContentType, MissingHeader, PreconditionFailed
 from synapse_rendezvous.preconditions import HeaderFields, Preconditions
@@ -16,7 +17,7 @@ class MSC4108Dialect(MSC3886Dialect):
 
     name = "msc4108"
     id_prefix = "c"
-    MAX_BYTES = 4096
+    MAX_BYTES = FIXED_MAX_BYTES
 
     _CREATED_STATUS = 201
     _CREATED_KEYS = ("url",)

@@ -6,6 +6,7 @@ from typing import IO, Any
 
 from synapse.api.errors import Codes, MissingClientTokenError, SynapseError
 
+from synapse_rendezvous.config import FIXED_MAX_BYTES
 from synapse_rendezvous.dialects.dialect import Query
 from synapse_rendezvous.errors import InvalidBody, PayloadTooLarge, PreconditionFailed, TransactionConflict
 from synapse_rendezvous.preconditions import UNCONDITIONAL, HeaderFields, Preconditions
@@ -33,7 +34,7 @@ class MSC4388Dialect:
     id_prefix = "d"
     uses_etags = False
     verifies_tokens = True
-    MAX_BYTES = 4096
+    MAX_BYTES = FIXED_MAX_BYTES
 
     # In JSON, a byte of data takes six at most (\u0041); the rest is room for the token and keys to come.
     _MAX_BODY_BYTES = 6 * MAX_BYTES + 8192

@@ -124,19 +124,22 @@ def sending() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), os.nice, (19,))
 
 
-def endure(homeserver: ThrowawayHomeserver, flood: Flood, *, is_slow: bool = False) -> tuple[Counter[int], float]:
+def endure(
+    homeserver: ThrowawayHomeserver, flood: Flood, *, is_slow: bool = False, honest: Honest | None = None
+) -> tuple[Counter[int], float]:
     """Let honest clients pair before, during and after a flood, and fail if they suffer.
 
     Args:
         homeserver: whom they ask.
         flood: what happens meanwhile.
         is_slow: whether it leaves Synapse time enough for others, so that there is no excuse.
+        honest: who pair; by default, each pair at an address that has nothing to do with the flood.
 
     Returns:
         How many answers to the flood had which status, and how many seconds it took.
     """
     url = homeserver.url
-    honest = Honest(url)
+    honest = honest or Honest(url)
 
     async def send(flood: Flood) -> Counter[int]:
         return await asyncio.get_running_loop().run_in_executor(sending(), flood.send, url)
@@ -210,6 +213,30 @@ def test_misses(homeserver: ThrowawayHomeserver, number: int, method: str) -> No
     assert statuses[404] <= most(LIMITS.miss, seconds, 6)
 
 
+@pytest.mark.parametrize("line", [CREATE, f"GET {PATH}/{{id}}"])
+def test_a_neighbour(homeserver: ThrowawayHomeserver, line: str) -> None:
+    """Who asks in a loop costs the networks around, which share an IPv6 /48 with it, no creation and nothing else."""
+    number = 4 if line == CREATE else 5
+    neighbours = itertools.cycle(f"2001:db8:{number}:{subnet:x}::1" for subnet in range(0x100, 2**16, 0x100))
+    flood = Flood(line, [f"2001:db8:{number}::1"], FLOOD // 4, 50)
+    statuses, seconds = endure(homeserver, flood, honest=Honest(homeserver.url, neighbours))
+    limit = LIMITS.create if line == CREATE else LIMITS.miss
+    assert 0 < statuses[429]
+    assert statuses[200] + statuses[404] <= most(limit, seconds)
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [(0, f"GET {PATH}"), *((1 + n, f"{method} {PATH}/{{id}}") for n, method in enumerate(("GET", "PUT", "DELETE")))],
+)
+def test_the_same_address(homeserver: ThrowawayHomeserver, number: int, line: str) -> None:
+    """Whatever strangers ask for from the address at which devices pair, these get each answer."""
+    address = f"203.0.113.{10 + number}"
+    flood = Flood(line, [address], FLOOD // 2, 50)
+    statuses, _ = endure(homeserver, flood, honest=Honest(homeserver.url, shared=address))
+    assert 0 < statuses[429]
+
+
 def test_reads_by_strangers(homeserver: ThrowawayHomeserver) -> None:
     """A session whose id has become known is read as often as one may be, and no other session suffers."""
     creator = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.2"}
@@ -225,6 +252,29 @@ def test_creates_from_hundreds(homeserver: ThrowawayHomeserver) -> None:
     statuses, _ = endure(homeserver, Flood(CREATE, addresses(200, first=20_000), FLOOD // 8, 500))
     assert statuses[200] <= 4000
     assert {200, 429} >= set(statuses)
+
+
+def test_room(tmp_path: pathlib.Path) -> None:
+    """Whatever strangers fill, where only `max_sessions` was raised, a session that was there has room to grow."""
+    homeserver = behind_proxy(tmp_path, {"max_sessions": 1000, "max_bytes": "128K"})
+    count = RendezvousConfig().max_total_bytes // 131_000 + 2  # more than there was room for before
+    origins = iter(addresses(count))
+
+    async def fill() -> None:
+        async with Client(homeserver.url, {"X-Forwarded-Proto": "https"}) as client:
+
+            async def create_in_turn() -> None:
+                for address in origins:
+                    created = await client.ask("POST", PATH, bytes(131_000), X_Forwarded_For=address)
+                    assert created.status in (200, 429)
+
+            await asyncio.gather(*(create_in_turn() for _ in range(10)))
+
+    honest = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "198.51.100.1"}
+    with running(homeserver):
+        session = f"{homeserver.url}{PATH}/{ask('POST', homeserver.url + PATH, b'hello', honest).json()['id']}"
+        asyncio.run(fill())
+        assert 202 == ask("PUT", session, bytes(128 << 10), honest).status
 
 
 def test_bounds(tmp_path: pathlib.Path) -> None:

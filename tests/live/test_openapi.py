@@ -287,16 +287,15 @@ def walk_limited(walk: Walk, url: str, path: str, addresses: Iterator[str]) -> N
         client = {"X-Forwarded-For": next(addresses)}
         # The first one spends all that there is. What it does to the session does not matter, but it must not end it.
         first = fields if method != "DELETE" else {"If-Match": '"another"'}
-        if path != MSC4388 or method != "DELETE":
-            template, *names = at.split(" ")
-            ask(
-                method,
-                url + template.format(**dict(zip(PARAMETERS, names, strict=False))),
-                content(path, token=tag),
-                {**first, **client},
-            )
-        else:
-            ask(method, f"{url}{path}/d{'x' * 22}", b"", client)
+        if path == MSC4388 and method == "DELETE":  # which takes no condition: what is not there is refused as well
+            at = f"{path}/{{id}} d{'x' * 22}"
+        template, *names = at.split(" ")
+        ask(
+            method,
+            url + template.format(**dict(zip(PARAMETERS, names, strict=False))),
+            content(path, token=tag),
+            {**first, **client},
+        )
         walk.ask(url, at, method, 429, content(path) if method in ("POST", "PUT") else b"", **fields, **client)
 
 
@@ -327,9 +326,12 @@ def test_walk(quick: ThrowawayHomeserver, tmp_path: pathlib.Path) -> None:
         walk_open(walk, quick.url, path)
 
     once = {"per_second": 0.01, "burst_count": 1}
-    limits = {"create": once, "read": once, "write": once}
+    limits = {
+        "per_client": dict.fromkeys(("create", "read", "miss"), once),
+        "per_session": {"read": once, "write": once},
+    }
     (tmp_path / "limited").mkdir()
-    limited = behind_proxy(tmp_path / "limited", {"per_client": limits, "deny": [DENIED]})
+    limited = behind_proxy(tmp_path / "limited", {**limits, "deny": [DENIED]})
     redis = RedisServer(tmp_path)
     (tmp_path / "closed").mkdir()
     policies = {dialect: {"create_policy": "authenticated"} for dialect in ("msc3886", "msc4108", "msc4388")}

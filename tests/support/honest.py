@@ -5,7 +5,7 @@ import itertools
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 from support.http_client import Answer, Client
@@ -17,6 +17,8 @@ class Honest:
 
     Args:
         url: the homeserver, or a proxy before it.
+        addresses: where they are; each address in turn.
+        shared: where all are once their sessions are created, if they share an address with somebody.
 
     Attributes:
         phase: what goes on meanwhile.
@@ -28,12 +30,14 @@ class Honest:
     WRITES = 8
     POLL_S = 0.1
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, addresses: Iterator[str] | None = None, shared: str | None = None) -> None:
         self.phase = "quiet"
         self.took_s: defaultdict[str, list[float]] = defaultdict(list)
         self.completed: Counter[str] = Counter()
         self._url = url
-        self._addresses = (f"198.18.{number // 250}.{number % 250 + 1}" for number in itertools.count())
+        numbers = itertools.count()
+        self._addresses = addresses or (f"198.18.{number // 250}.{number % 250 + 1}" for number in numbers)
+        self._shared = shared
         self._ends = False
 
     @asynccontextmanager
@@ -74,12 +78,13 @@ class Honest:
 
     async def pair(self) -> None:
         """Pair once: nothing may be refused, and no answer wrong."""
-        fields = {"X-Forwarded-Proto": "https", "X-Forwarded-For": next(self._addresses)}
+        address = next(self._addresses)
+        fields = {"X-Forwarded-Proto": "https", "X-Forwarded-For": self._shared or address}
         async with Client(self._url, fields) as first, Client(self._url, fields) as second:
-            await self._pair((first, second))
+            await self._pair((first, second), address)
         self.completed[self.phase] += 1
 
-    async def _pair(self, devices: tuple[Client, Client]) -> None:
+    async def _pair(self, devices: tuple[Client, Client], address: str) -> None:
         async def ask(device: int, method: str, path: str, content: bytes = b"", **more: str) -> Answer:
             sent_s, phase = time.monotonic(), self.phase
             answer = await devices[device].ask(method, path, content, **more)
@@ -93,7 +98,7 @@ class Honest:
                 await asyncio.sleep(self.POLL_S)
             return answer
 
-        created = await ask(0, "POST", MSC3886, b"hello")
+        created = await ask(0, "POST", MSC3886, b"hello", X_Forwarded_For=address)
         assert 200 == created.status
         path, etag = f"{MSC3886}/{created.json()['id']}", created.etag
         assert (200, b"hello", etag) == (await ask(1, "GET", path)).seen()
@@ -108,7 +113,7 @@ class Honest:
             etag = written.etag
             assert (304, b"", etag) == (await ask(writer, "GET", path, If_None_Match=etag)).seen()
         assert 204 == (await ask(0, "DELETE", path)).status
-        assert 404 == (await ask(1, "GET", path)).status
+        assert 404 == (await ask(1, "GET", path, X_Forwarded_For=address)).status
 
     async def _pair_on(self) -> None:
         while not self._ends:

@@ -20,7 +20,7 @@ from synapse_rendezvous.demo.throwaway_homeserver import HOST, START_TIMEOUT_S, 
 Self = TypeVar("Self", bound="Program")
 
 _RATE = {"per_second": 1_000_000, "burst_count": 1_000_000}
-UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "write": _RATE, "miss": _RATE}
+UNLIMITED = {"max_sessions": 10_000_000, "create": _RATE, "read": _RATE, "miss": _RATE}
 """A `per_client` section that lets one client do whatever a test does."""
 
 ENDLESS = {"max_updates": 9_999_999, "per_session": {"read": _RATE, "write": _RATE}}

@@ -314,6 +314,18 @@ class AuthenticatedTestCase(RendezvousTestCase):
         self.assertEqual((429, "M_LIMIT_EXCEEDED"), (limited.code, self.errcode(limited)))
         self.assertEqual(200, self.call("POST", "", body, access_token=bob).code)
 
+    def test_strangers_at_the_address(self) -> None:
+        """Who may not create, or not now, takes nothing from the users behind the same address."""
+        self.register_user("alice", "secret")
+        self.register_user("bob", "secret")
+        alice, bob = self.login("alice", "secret"), self.login("bob", "secret")
+        body = b'{"data": "x"}'
+        for token, code in ((None, 403), ("wrong", 401)):
+            self.assertEqual([code] * 50, [self.call("POST", "", body, access_token=token).code for _ in range(50)])
+        codes = [self.call("POST", "", body, access_token=alice).code for _ in range(50)]
+        self.assertEqual([200] * 2 + [429] * 48, codes)
+        self.assertEqual(200, self.call("POST", "", body, access_token=bob).code)
+
     def test_discovery(self) -> None:
         """Whoever asks learns whether they may create."""
         self.register_user("alice", "secret")
@@ -360,7 +372,7 @@ class ClosedTestCase(RendezvousTestCase):
 class RefusedPollTestCase(RendezvousTestCase):
     """A poll that is refused does not make clients lose their tag."""
 
-    options: ClassVar[dict[str, Any]] = {"per_client": {"read": {"per_second": 0.001, "burst_count": 1}}}
+    options: ClassVar[dict[str, Any]] = {"per_session": {"read": {"per_second": 0.001, "burst_count": 1}}}
 
     def test_refused(self) -> None:
         """The refusal has the session's type and its revision headers; js-sdk then keeps what it has and polls on."""
@@ -545,6 +557,14 @@ class WarningsTestCase(RendezvousTestCase):
         self.assertEqual([], self.start({}, long_poll={"default_wait": "9s"}))
         (warning,) = self.start({}, long_poll={"default_wait": "10s"})
         self.assertIn("long_poll.default_wait is 10 s, but some clients (on okhttp) give up", warning)
+
+    def test_room(self) -> None:
+        """A bound that strangers could fill is named, with what it would have to be."""
+        (warning,) = self.start({}, max_sessions=20_000, max_total_bytes="50M")
+        self.assertIn("max_total_bytes (52428800) has no room for max_sessions (20000) payloads", warning)
+        self.assertIn("set it to 204800000 or more", warning)
+        self.assertEqual([], self.start({}, max_sessions=20_000, max_total_bytes=204_800_000))
+        self.assertEqual([], self.start({}, max_sessions=20_000))
 
     def test_warnings(self) -> None:
         """Each combination that clients, or browsers, cannot use is named."""

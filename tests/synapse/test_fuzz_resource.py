@@ -123,7 +123,6 @@ class FuzzTestCase(RendezvousTestCase):
         "per_client": {
             "create": {"per_second": 0.01, "burst_count": 1},
             "read": {"per_second": 0.01, "burst_count": 1},
-            "write": {"per_second": 5, "burst_count": 50},
             "miss": {"per_second": 0.002, "burst_count": 1},
         },
     }
@@ -228,7 +227,7 @@ class FuzzTestCase(RendezvousTestCase):
 
     def limits(self) -> list[Limit]:
         limits = self.hs._module_web_resources[self.path]._limits
-        names = ("client_create", "client_read", "client_write", "client_miss", "session_read", "session_write")
+        names = ("client_create", "client_read", "client_miss", "session_read", "session_write")
         return [getattr(limits, name) for name in names]
 
     def require_bounds(self) -> None:

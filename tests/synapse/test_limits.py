@@ -30,10 +30,24 @@ class NetworksTestCase(RendezvousTestCase):
     def test_wider_networks_create(self) -> None:
         """A /56 network creates three times as much as a /64, a /48 six times; its neighbours are not touched."""
         self.assertEqual([200] * 120 + [429], self.codes([f"2001:db8:1:{index:x}::1" for index in range(121)]))
-        # One of the /48 network's share was spent on the refusal.
-        self.assertEqual([200] * 119 + [429], self.codes([f"2001:db8:1:{0x100 + index:x}::1" for index in range(120)]))
+        # The refusal has cost the /48 network nothing.
+        self.assertEqual([200] * 120 + [429], self.codes([f"2001:db8:1:{0x100 + index:x}::1" for index in range(121)]))
         self.assertEqual([429], self.codes(["2001:db8:1:ffff::1"]))
         self.assertEqual([200], self.codes(["2001:db8:2::1"]))
+
+    def test_neighbours(self) -> None:
+        """Who asks in a loop is refused, and that takes nothing from the networks around."""
+        self.assertEqual([200] * 40 + [429] * 300, self.codes(["2001:db8:1::1"] * 340))
+        self.assertEqual([200] * 80, self.codes([f"2001:db8:1:{index % 2 + 1:x}::1" for index in range(80)]))
+        self.assertEqual([200] * 120, self.codes([f"2001:db8:1:{0x100 * index:x}::1" for index in range(1, 121)]))
+
+    def test_misses_of_neighbours(self) -> None:
+        """Who looks for sessions in a loop takes nothing from the networks around either."""
+        codes = [self.call("PUT", f"/{index:022}", client_ip="2001:db8:1::1").code for index in range(300)]
+        self.assertEqual([404] * 30 + [429] * 270, codes)
+        for index in range(150):
+            address = f"2001:db8:1:{0x100 * (1 + index):x}::1"
+            self.assertEqual(404, self.call("GET", f"/{index:022}", client_ip=address).code)
 
     def test_misses_of_networks(self) -> None:
         """Scanning from many addresses of a network is stopped like scanning from one."""
@@ -258,7 +272,7 @@ class BatchesTestCase(RendezvousTestCase):
 
     options: ClassVar[dict[str, Any]] = {
         "per_client": {"read": {"per_second": 2, "burst_count": 25}},
-        "per_session": {"read": {"per_second": 1000, "burst_count": 1000}},
+        "per_session": {"read": {"per_second": 2, "burst_count": 25}},
     }
 
     def reads_until_refused(self, below: str) -> int:
@@ -269,8 +283,9 @@ class BatchesTestCase(RendezvousTestCase):
     def test_burst(self) -> None:
         """However it is counted, the burst is what was promised, to the request; and others are not touched."""
         below, _ = self.create()
+        other, _ = self.create()
         self.assertEqual(25, self.reads_until_refused(below))
-        self.assertEqual(200, self.call("GET", below, client_ip=OTHER).code)
+        self.assertEqual(200, self.call("GET", other, client_ip=ONE).code)
 
     def test_rate(self) -> None:
         """In the long run as many are answered as the rate allows, and at most one batch more."""
@@ -287,20 +302,44 @@ class BatchesTestCase(RendezvousTestCase):
         limits = self.hs._module_web_resources[self.path]._limits
         for number in range(20_000):
             address = f"10.0.{number >> 8}.{number & 255}"
-            limits.take(address, (limits.client_read, ((address, 1),)))
+            limits.take(address, limits.client_read, ((address, 1),))
         self.assertLessEqual(len(limits.client_read.prepaid), limits.client_read.max_prepaid)
+
+    def test_sessions_without_room(self) -> None:
+        """When more sessions are asked for than the limiter tracks, nobody is refused because of the others."""
+        below, _ = self.create()
+        with patch.object(Limit, "MAX_KEYS", 3):
+            strangers = [self.create(client_ip=f"198.51.{number}.1")[0] for number in range(60)]
+            for _ in range(60):
+                for other in strangers:
+                    self.call("GET", other, client_ip=OTHER)
+            self.assertEqual([200] * 20, [self.call("GET", below).code for _ in range(20)])
 
     def test_check(self) -> None:
         """To check takes nothing; it refuses exactly when taking would."""
         limits = self.hs._module_web_resources[self.path]._limits
-        charge = (limits.client_read, ((ONE, 1),))
+        charge = (ONE, limits.client_read, ((ONE, 1),))
         for _ in range(25):
             for _ in range(3):
-                limits.check(ONE, limits.client_read, ONE)
-            limits.take(ONE, charge)
-        self.assertRaises(LimitExceededError, limits.check, ONE, limits.client_read, ONE)
-        self.assertRaises(LimitExceededError, limits.take, ONE, charge)
-        limits.take(ONE, charge, is_done=True)
+                self.assertTrue(limits.check(*charge))
+            limits.take(*charge)
+        self.assertRaises(LimitExceededError, limits.check, *charge)
+        self.assertRaises(LimitExceededError, limits.take, *charge)
+        limits.take(*charge, is_done=True)
+
+    def test_all_or_nothing(self) -> None:
+        """If one bucket is empty, nothing is taken from the others, whichever of them it is."""
+        limits = self.hs._module_web_resources[self.path]._limits
+        for empty in range(3):
+            keys = tuple((f"{empty}{name}", share) for name, share in (("near", 1), ("wide", 1), ("widest", 1)))
+            for _ in range(25):
+                limits.take(ONE, limits.client_read, keys[empty : empty + 1])
+            for _ in range(100):
+                self.assertRaises(LimitExceededError, limits.take, ONE, limits.client_read, keys)
+            for key in keys[:empty] + keys[empty + 1 :]:
+                for _ in range(25):
+                    limits.take(ONE, limits.client_read, (key,))
+                self.assertRaises(LimitExceededError, limits.take, ONE, limits.client_read, (key,))
 
 
 class NothingToFindTestCase(RendezvousTestCase):

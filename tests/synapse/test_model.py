@@ -62,7 +62,7 @@ DRIFT_S = 2**-14
 DEFAULT_WAIT_MS, LINGER_MS = 2000, 2000
 TTL_MS, MAX_WAIT_MS, MAX_BYTES, MAX_TOTAL_BYTES, MAX_SESSIONS, CROWDED, MAX_UPDATES = 60_000, 4000, 40, 150, 8, 7, 2
 CLIENT_SESSIONS, CROWDED_CLIENT_SESSIONS, MAX_WAITING, CLIENT_WAITING, SESSION_WAITING = 2, 1, 5, 2, 4
-CLIENT_RATES = {"create": (0.25, 2), "read": (0.5, 10), "write": (0.5, 8), "miss": (0.125, 2)}
+CLIENT_RATES = {"create": (0.25, 2), "read": (0.5, 4), "miss": (0.125, 2)}
 SESSION_RATES = {"read": (0.5, 9), "write": (0.25, 5)}
 EXEMPT, DENIED, UNKNOWN = "192.0.2.7", "198.51.100.66", "no address"
 CLIENTS = ["203.0.113.1", "203.0.113.2", EXEMPT, UNKNOWN]
@@ -98,11 +98,18 @@ STRAYS += [
 ]
 """Requests that are for no session: what becomes of them, their method, and what is behind the dialect's path."""
 
+STORMS = [("lost", "GET", "/{}"), ("lost", "PUT", "/{}"), ("lost", "DELETE", "/{}"), ("described", "GET", "")]
+STORMS += [("", "POST", "")]
+"""What strangers ask for again and again."""
+
+PAIRING = "DELETE GET GET GET GET GET GET PUT PUT"
+"""All that two devices ask of their session, which by itself is over no limit."""
+
 MET = "described created shown unchanged updated repeated deleted denied display lost method missing invalid timeout"
 MET += " retried conflict retried.conflict max_outcomes nowhere"
 MET += " large failed news gone due waiting displaced waiting.client create"
-MET += " read write miss session.read session.write create*3 miss*3"
-MET += " max_sessions max_total_bytes max_updates client crowded crowded*3 left"
+MET += " read miss session.read session.write create*3 miss*3"
+MET += " max_sessions max_total_bytes max_updates client crowded crowded*3 left paired"
 """Words for what the model has foretold at least once, where it has foretold enough."""
 
 
@@ -118,6 +125,7 @@ class Kept:
         expires_ms: when it ends; 0 once it is deleted.
         tags: of its revisions, the current one last.
         outcomes: of its transactions: the tag that was made, or None for a conflict.
+        is_secret: whether only the two devices that pair know its id.
     """
 
     dialect: str
@@ -129,6 +137,7 @@ class Kept:
     content_type: bytes = b""
     tags: list[str] = attr.Factory(list)
     outcomes: dict[str, str | None] = attr.Factory(dict)
+    is_secret: bool = False
 
     def tag(self, age: int = 0) -> str:
         """Return the tag of the current revision, or of one so many revisions before; if there is none, nobody's."""
@@ -247,7 +256,8 @@ class Model:
         return [kept for kept in self.sessions if self.is_alive(kept)]
 
     def _spend(self, limit: str, rate: tuple[float, int], keys: list[tuple[str, int]], *, is_done: bool = True) -> None:
-        """Pour into the leaky bucket of each, the widest network's first; where one is full, not into the others."""
+        """Pour into the leaky bucket of each; where one is full, the widest network's first, into none."""
+        poured = {}
         for key, share in reversed(keys):
             per_second, burst = rate[0] * share, rate[1] * share
             level, at_ms = self._levels.get((limit, key), (0.0, 0))
@@ -256,8 +266,9 @@ class Model:
                 why = limit if share == 1 else f"{limit}*{share}"
                 retry_ms = (level - burst + 1) / per_second * 1000
                 raise Answer(429, why, retry_ms=retry_ms, is_late=limit == "create")
-            if is_done:
-                self._levels[limit, key] = level + 1, self._time.now_ms
+            poured[limit, key] = level + 1, self._time.now_ms
+        if is_done:
+            self._levels |= poured
 
     def _find(self, asked: Asked) -> Kept:
         assert asked.kept is not None
@@ -331,7 +342,6 @@ class Model:
             raise Answer(400, "timeout")
         kept = self._find(asked)
         try:
-            self._spend("read", CLIENT_RATES["read"], shares(asked.client)[:1])
             self._spend("session.read", SESSION_RATES["read"], [(kept.id, 1)])
         except Answer as refusal:
             raise attr.evolve(refusal, kept=kept) from None
@@ -358,7 +368,6 @@ class Model:
         return None
 
     def _replace(self, asked: Asked) -> Answer:
-        self._spend("write", CLIENT_RATES["write"], shares(asked.client)[:1])
         assert asked.kept is not None
         self._spend("session.write", SESSION_RATES["write"], [(asked.kept.id, 1)], is_done=False)
         if_match = asked.if_match
@@ -381,7 +390,7 @@ class Model:
         if len(kept.tags) > MAX_UPDATES:
             raise self._full("max_updates")
         self._require_room(len(write[0]) - len(kept.payload))
-        self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])  # only what is done counts
+        self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
         (kept.payload, kept.content_type), kept.modified_ms = write, self._time.now_ms
         if asked.transaction is not None:
             kept.outcomes[asked.transaction] = ""  # until it is learned
@@ -390,17 +399,17 @@ class Model:
     def _settle_transaction(self, transaction: str, if_match: Known, kept: Kept) -> None:
         """Raise the answer to a transaction that is, or was, a conflict, or that is one too many."""
         if transaction in kept.outcomes:
+            self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
             if kept.outcomes[transaction] is None:
                 raise Answer(412, "retried.conflict", kept)
-            self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
         elif len(kept.outcomes) >= 2 * MAX_UPDATES:
             raise self._full("max_outcomes")
         elif not if_match.has(kept):
+            self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
             kept.outcomes[transaction] = None
             raise Answer(412, "conflict", kept)
 
     def _delete(self, asked: Asked) -> Answer:
-        self._spend("write", CLIENT_RATES["write"], shares(asked.client)[:1])
         kept = self._find(asked)
         self._require(asked, kept)
         kept.expires_ms = 0
@@ -409,6 +418,7 @@ class Model:
     def _require(self, asked: Asked, kept: Kept) -> None:
         is_known = asked.if_none_match is not None and asked.if_none_match.has(kept)
         if is_known or (asked.if_match is not None and not asked.if_match.has(kept)):
+            self._spend("session.write", SESSION_RATES["write"], [(kept.id, 1)])
             raise Answer(412, "failed", kept)
 
 
@@ -449,6 +459,7 @@ class Machine(RuleBasedStateMachine):
         self._case, self._time, self._stores, self._met = case, case.time, stores, met
         self._store = case.furnish(stores)
         self._model = Model(self._time)
+        self._pairing: tuple[Kept, list[str]] | None = None
 
     @initialize(
         clients=st.one_of(st.lists(st.sampled_from(CLIENTS), min_size=2, unique=True), st.just(NEIGHBOURS)),
@@ -540,6 +551,44 @@ class Machine(RuleBasedStateMachine):
             client = DENIED if why == "denied" else self._client(whom + turn)
             self._ask(Asked(client=client, method=method, dialect=dialect, below=below.format(kept.id), stray=why))
 
+    @rule(whom=whom, dialect=dialects, steps=st.lists(st.sampled_from(["GET", "GET", "PUT"]), min_size=1, max_size=4))
+    def pair(self, whom: int, dialect: str, steps: list[str]) -> None:
+        """Let two devices pair, from the addresses of strangers: nothing that these do gets them a refusal."""
+        if self._pairing is None or not self._model.is_alive(self._pairing[0]):
+            asked = Asked(client=self._client(whom), method="POST", dialect=dialect)
+            self._carry(asked, "a", b"text/plain")
+            self._ask(asked)
+            if asked.kept is None:
+                return  # it did not begin: newcomers may be refused
+            asked.kept.is_secret, self._pairing = True, (asked.kept, PAIRING.split())
+        kept, left = self._pairing
+        for method in steps:
+            method = method if method in left else left[-1]
+            left.remove(method)
+            asked = Asked(
+                client=self._client(whom), method=method, dialect=kept.dialect, below=f"/{kept.id}", kept=kept
+            )
+            if method == "PUT":
+                asked.if_match = self._known(kept, "current")
+                self._carry(asked, "ab"[len(kept.tags) % 2], b"text/plain")
+            self._ask(asked)
+            self._met["paired"] += 1
+            assert asked.channel.code in (200, 202, 204), "strangers cost it something"
+            if method == "DELETE":
+                break
+
+    @rule(whom=whom, times=st.sampled_from([5, 20, 40]), which=which, stray=st.sampled_from(STORMS))
+    def storm(self, whom: int, times: int, which: int, stray: tuple[str, str, str]) -> None:
+        """Let somebody ask in a loop: for nothing, for the description, or for new sessions."""
+        why, method, below = stray
+        for turn in range(times):
+            asked = Asked(client=self._client(whom), method=method, dialect=self._session(which).dialect, stray=why)
+            asked.below = below.format(f"{turn:022}")
+            if method in ("POST", "PUT"):
+                self._carry(asked, "a", b"text/plain")
+                asked.if_match = Known('"x"', frozenset("x")) if method == "PUT" else None
+            self._ask(asked)
+
     @rule(
         ms=st.sampled_from([*[125, 500, 1000, 2000, 4000] * 2, 8000, 16_000]),
         until=st.sampled_from([*[None] * 8, 0, 125]),
@@ -588,8 +637,9 @@ class Machine(RuleBasedStateMachine):
 
     def _session(self, which: int) -> Kept:
         """Return one that lives, or the last that ended."""
-        ended = [kept for kept in self._model.sessions if not self._model.is_alive(kept)]
-        choice = [*ended[-1:], *self._model.alive()]
+        known = [kept for kept in self._model.sessions if not kept.is_secret]
+        ended = [kept for kept in known if not self._model.is_alive(kept)]
+        choice = [*ended[-1:], *(kept for kept in known if self._model.is_alive(kept))]
         return choice[-1 - which % len(choice)]
 
     def _about(self, whom: int, which: int, method: str, match: str, none_match: str) -> Asked:
@@ -862,7 +912,7 @@ class ModelTestCase(RendezvousTestCase):
             60_000 - self.time.now_ms % 60_000
         )  # whatever Synapse does now and then, it does at the same steps
         limits = self.resources()[0]._limits
-        for name in ("client_create", "client_read", "client_write", "client_miss", "session_read", "session_write"):
+        for name in ("client_create", "client_read", "client_miss", "session_read", "session_write"):
             getattr(limits, name)._ratelimiter.actions.clear()
         return store
 

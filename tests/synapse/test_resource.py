@@ -475,23 +475,34 @@ class RatesTestCase(RendezvousTestCase):
 
     options: ClassVar[dict[str, Any]] = {
         "per_client": {
+            "read": {"per_second": 0.001, "burst_count": 2},
+            "miss": {"per_second": 0.001, "burst_count": 2},
+        },
+        "per_session": {
             "read": {"per_second": 0.001, "burst_count": 5},
             "write": {"per_second": 0.001, "burst_count": 4},
-        }
+        },
     }
 
     def test_reads_and_writes(self) -> None:
-        """One past the limit is refused, whatever it was to do, and the session is not harmed."""
+        """One past the limit of a session is refused, and the session is not harmed: it can still be ended."""
         below, _ = self.create()
-        writes = [self.call("PUT", below, b"x", client_ip="203.0.113.1").code for _ in range(3)]
-        writes += [self.call("DELETE", below, b"", ("If-Match", b'"x"'), client_ip="203.0.113.1").code]
-        self.assertEqual([202] * 3 + [412], writes)
-        for method in ("PUT", "DELETE"):
-            self.assertEqual(429, self.call(method, below, client_ip="203.0.113.1").code)
-        reads = [self.call("GET", below, client_ip="203.0.113.1").code for _ in range(6)]
-        self.assertEqual([200] * 5 + [429], reads)
-        self.assertEqual(200, self.call("GET", below).code)
+        fails = ("If-Match", b'"x"')
+        self.assertEqual([202] * 2, [self.call("PUT", below, b"x").code for _ in range(2)])
+        self.assertEqual([412] * 2, [self.call(method, below, b"y", fails).code for method in ("PUT", "DELETE")])
+        self.assertEqual([429] * 2, [self.call(method, below, b"y", fails).code for method in ("PUT", "DELETE")])
+        self.assertEqual(429, self.call("PUT", below).code)
+        self.assertEqual([200] * 5 + [429], [self.call("GET", below).code for _ in range(6)])
         self.assertEqual(204, self.call("DELETE", below).code)
+
+    def test_strangers(self) -> None:
+        """However much those who share an address ask for, a session there is read, written and ended."""
+        below, _ = self.create()
+        for method, what in (("GET", ""), ("HEAD", "/"), ("GET", "/x"), ("PUT", "/x"), ("DELETE", "/x")):
+            codes = [self.call(method, what, b"x").code for _ in range(3)]
+            self.assertEqual(429, codes[-1])
+        codes = [self.call(method, below, b"x").code for method in ("PUT", "GET", "PUT", "GET", "DELETE")]
+        self.assertEqual([202, 200, 202, 200, 204], codes)
 
 
 class FullTestCase(RendezvousTestCase):

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from parameterized import parameterized, parameterized_class
 from synapse.rest import admin
 from synapse.rest.client import login, register
-from synapse.types import create_requester
+from synapse.types import UserID, create_requester
 
 from support.rendezvous_case import RendezvousTestCase
 
@@ -268,6 +268,16 @@ class TokensTestCase(RendezvousTestCase):
         admin_handler = self.hs.get_deactivate_account_handler()
         self.get_success(admin_handler.deactivate_account(bob, False, self.requester(bob)))
         self.assertEqual((401, "M_UNKNOWN_TOKEN", 401, "M_UNKNOWN_TOKEN"), self.answers(token))
+
+    def test_suspended_and_shadow_banned(self) -> None:
+        """They are users as any other here, as they are to Synapse wherever they send nothing to rooms."""
+        erin, token = self.user("erin")
+        expected = self.answers(token)
+        store = self.hs.get_datastores().main
+        self.get_success(store.set_user_suspended_status(erin, True))
+        self.assertEqual(expected, self.answers(token))
+        self.get_success(store.set_shadow_banned(UserID.from_string(erin), True))
+        self.assertEqual(expected, self.answers(token))
 
     def test_expired_account(self) -> None:
         """Who may not do anything may not create, though nobody need be anybody."""

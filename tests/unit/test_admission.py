@@ -23,6 +23,9 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
         ("203.0.113.9", None, "203.0.113.9"),
         ("2001:db8:1:2:3:4:5:6", None, "20010db800010002"),
         ("::ffff:203.0.113.9", None, "203.0.113.9"),
+        ("64:ff9b::203.0.113.9", None, "203.0.113.9"),
+        ("::ffff:127.0.0.1", [b"203.0.113.9"], "203.0.113.9"),
+        ("127.0.0.1", [b"192.0.2.66, 64:ff9b::203.0.113.9, ::ffff:10.1.2.3"], "203.0.113.9"),
         ("127.0.0.1", None, "127.0.0.1"),
         ("203.0.113.9", [], "203.0.113.9"),
         # a proxy that does not say for whom it asks
@@ -42,11 +45,17 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
         # a client in the operator's own network
         ("127.0.0.1", [b"192.168.1.20"], "192.168.1.20"),
         ("127.0.0.1", [b"10.0.0.5, 192.168.1.20"], "10.0.0.5"),
+        # which may write what is no address, as anybody may
+        ("127.0.0.1", [b"garbage, 10.1.2.3"], "10.1.2.3"),
+        ("127.0.0.1", [b"", b"100.64.1.2"], "100.64.1.2"),
+        ("127.0.0.1", [b"203.0.113.9, unknown, 10.1.2.3"], "10.1.2.3"),
+        ("127.0.0.1", [b"203.0.113.9:x, 10.1.2.3, 10.0.0.5"], "10.1.2.3"),
+        (None, [b"\xff, fd00::1"], "fd00000000000000"),
         # unix sockets
         (None, [b"203.0.113.9"], "203.0.113.9"),
         (None, [], "unknown"),
         (None, None, "unknown"),
-        # garbage counts for one client together, wherever the trusted part ends in it
+        # a proxy that names nobody
         ("127.0.0.1", [b"203.0.113.9, garbage"], "unknown"),
         ("127.0.0.1", [b"garbage, 203.0.113.9"], "203.0.113.9"),
         ("127.0.0.1", [b""], "unknown"),
@@ -107,6 +116,20 @@ def test_exempt_and_denied() -> None:
     for address in (b"203.0.112.9", b"2001:db8:1:2:4::9"):
         assert exempting.client_key(None, address) == denying.client_key(None, address)
     assert "denied" == Clients(1, exempt=networks, denied=networks).client_key(None, b"203.0.113.9")
+
+
+def test_one_host_has_one_name() -> None:
+    """Networks and hosts of IPv4 match, whichever of the two is written as sockets or as translators write it."""
+    names = ["{}", "::ffff:{}", "64:ff9b::{}", "64:ff9b:1::{}", "64:ff9b:1:2:3::{}"]
+    for network in names:
+        suffix = "/25" if network == "{}" else "/121"
+        options = [network.format("203.0.113.0") + suffix]
+        config = RendezvousConfig.parse({"trusted_proxies": options, "exempt": options})
+        for host in names:
+            clients = Clients(config.trusted_proxies, denied=config.exempt)
+            assert "denied" == clients.client_key(host.format("203.0.113.127"), None)
+            assert "203.0.113.128" == clients.client_key(host.format("203.0.113.128"), None)
+            assert "192.0.2.7" == clients.client_key(host.format("203.0.113.9"), b"198.51.100.1, 192.0.2.7")
 
 
 def test_quota_keys() -> None:

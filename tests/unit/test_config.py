@@ -28,10 +28,29 @@ def test_defaults() -> None:
         DEFAULTS.max_sessions,
         DEFAULTS.max_total_bytes,
     )
-    assert DEFAULTS.max_total_bytes >= DEFAULTS.max_sessions * DEFAULTS.max_bytes
+    assert DEFAULTS.max_total_bytes >= DEFAULTS.room_bytes
     assert RateLimit(0.5, 40) == DEFAULTS.per_client.create
     assert "open" == DEFAULTS.dialects.msc4108.create_policy
     assert not DEFAULTS.strict_etags
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 50 << 20),
+        ({"max_sessions": 10}, 50 << 20),
+        ({"max_sessions": 5120}, 50 << 20),
+        ({"max_sessions": 5121}, 5121 * 10240),
+        ({"max_sessions": 20_000, "max_bytes": 1}, 20_000 * 4096),  # those of MSC4108 and MSC4388
+        ({"max_sessions": 20_000, "max_bytes": "1M"}, 20_000 << 20),
+        ({"max_sessions": 20_000, "max_total_bytes": "50M"}, 50 << 20),
+    ],
+)
+def test_room(options: dict[str, Any], size: int) -> None:
+    """There is room for the longest payload in each session, unless the operator says otherwise."""
+    config = RendezvousModule.parse_config(options)
+    assert size == config.max_total_bytes
+    assert (config.max_total_bytes < config.room_bytes) == ("max_total_bytes" in options)
 
 
 def test_frozen_and_copyable() -> None:
@@ -94,6 +113,7 @@ def test_networks() -> None:
         ({"colour": 1}, "colour", "unknown option; the options here are store, ttl, max_bytes, max_sessions"),
         ({1: 2}, "1", "unknown option"),
         ({"per_client": {"rede": {}}}, "per_client.rede", "did you mean read?"),
+        ({"per_client": {"write": {"burst_count": 9}}}, "per_client.write", "is gone"),
         ({"per_client": {"read": {"per_minute": 1}}}, "per_client.read.per_minute", "unknown option"),
         ([], "", "must be a section of options; this is []"),
         ("ttl", "", "must be a section"),
@@ -147,6 +167,8 @@ def test_networks() -> None:
         ({"trusted_proxies": "10.0.0.0/8"}, "trusted_proxies", "must be a list of networks"),
         ({"trusted_proxies": ["10.0.0.1/8"]}, "trusted_proxies.<item 0>", "must be an address or a network"),
         ({"trusted_proxies": ["::1", 5]}, "trusted_proxies.<item 1>", "this is 5"),
+        ({"trusted_proxies": ["64:ff9b::/96"]}, "trusted_proxies.<item 0>", "must not be so wide"),
+        ({"deny": ["::1", "64:ff9b:1:2::/64"]}, "deny.<item 1>", "must not be so wide"),
         ({"per_client": {"read": {"per_second": 0}}}, "per_client.read.per_second", "from 0.001 to 1000000"),
         ({"per_client": {"read": {"per_second": float("nan")}}}, "per_client.read.per_second", "this is nan"),
         ({"per_client": {"read": {"per_second": "1"}}}, "per_client.read.per_second", "this is '1'"),
