@@ -40,8 +40,9 @@ NO_TAG = b""
 def new_tag() -> bytes:
     """Return a tag for a new revision: 80 random bits, in characters that no proxy rewrites.
 
-    A tag is random rather than a hash of the payload, so that the same bytes written twice are two revisions and the
-    reader notices both.
+    A tag is random rather than a hash of the payload, so that the same bytes written again, over the revision that they
+    made, are another revision and the reader notices both. Two writes of the same bytes over the same revision are one:
+    see `Preconditions.is_repeat`.
     """
     return os.urandom(10).hex().encode("ascii")
 

@@ -19,7 +19,7 @@ from synapse_rendezvous.paths import MSC3886, MSC4388
 FOLDER = pathlib.Path(__file__).parent / "static"
 TYPES = {".css": "text/css", ".html": "text/html; charset=utf-8", ".js": "text/javascript", ".svg": "image/svg+xml"}
 LONGEST_LINK = 1000
-"""How many characters a QR code may hold; phones have trouble with more."""
+"""How many bytes of UTF-8 a QR code may hold; phones have trouble with more."""
 
 
 class Page:
@@ -100,7 +100,11 @@ class _Request(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         path = "/index.html" if path == "/" else path
         if path == "/qr.svg":
-            self._answer(_qr_code(urllib.parse.parse_qs(query).get("text", [""])[0]), ".svg")
+            text = urllib.parse.parse_qs(query).get("text", [""])[0]
+            if 0 < len(text.encode()) <= LONGEST_LINK:
+                self._answer(_qr_code(text), ".svg")
+            else:
+                self.send_error(400, explain=f"text must have from 1 to {LONGEST_LINK} bytes of UTF-8")
         else:
             self._answer(self.server.files.get(path), pathlib.PurePath(path).suffix)
 
@@ -124,8 +128,6 @@ def _qr_code(text: str) -> bytes | None:
     try:
         import segno
     except ImportError:
-        return None
-    if not 0 < len(text) <= LONGEST_LINK:
         return None
     image = io.BytesIO()
     segno.make(text, error="m", micro=False).save(image, kind="svg", xmldecl=False, scale=8, light="white")

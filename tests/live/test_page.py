@@ -574,6 +574,8 @@ def test_page_server(url: str) -> None:
         "/style.css",
         "/qr.svg?text=x",
         f"/qr.svg?text={'x' * LONGEST_LINK}",
+        f"/qr.svg?text={'%e2%82%ac' * (LONGEST_LINK // 3)}",
+        "/qr.svg?text=%ed%a0%bd",
     ):
         response = get(path)
         assert 200 == response.status
@@ -581,6 +583,9 @@ def test_page_server(url: str) -> None:
         assert ("'none'", "'self'", "'self'") == (policy["default-src"], policy["script-src"], policy["style-src"])
     for path in (
         "/page.py", "/../page.py", "/static/../page.py", "/%2e%2e/page.py", "//etc/passwd", "/nothing",
-        "/qr.svg", f"/qr.svg?text={'x' * (LONGEST_LINK + 1)}",
     ):  # fmt: skip
         assert 404 == get(path).status
+    for query in ("", "?text=", f"?text={'x' * (LONGEST_LINK + 1)}", f"?text={'%e2%82%ac' * LONGEST_LINK}"):
+        response = get(f"/qr.svg{query}")
+        assert 400 == response.status
+        assert b"text must have from 1 to 1000 bytes" in response.content
