@@ -223,7 +223,7 @@ class Rendezvous:
         """Join a session that another device made; `receive` then returns its payload at once.
 
         Raises:
-            Refused: 429: too often.
+            Refused: 429: too often; 502 to 504: the server is in trouble.
             Unreachable: no answer came.
         """
         session = cls(session_url, pool)
@@ -231,7 +231,7 @@ class Rendezvous:
         return session
 
     async def send(self, payload: bytes) -> None:
-        """Replace the payload.
+        """Replace the payload. One that was left without an answer before goes first.
 
         Raises:
             Conflict: the other device wrote first. It may still have read this payload: where the answer was lost, it
@@ -262,9 +262,8 @@ class Rendezvous:
             try:
                 answer = await self._request("GET", self._dialect.get(self.url, known, wait_ms), wait_ms)
                 revision = self._dialect.revision(answer)
-                async with (
-                    self._sending
-                ):  # what ended the waiting may be a write of our own, whose tag we get only then
+                # What ended the waiting may be a write of our own, whose tag we get only when its answer is there.
+                async with self._sending:
                     if self._unsettled and self._is_news(answer, revision):
                         with suppress(Conflict):
                             await self._write(*self._unsettled)

@@ -1,4 +1,7 @@
-"""The client in examples/rendezvous.py against real homeservers, used as whoever copies it would use it."""
+"""The client in examples/rendezvous.py against real homeservers, used as whoever copies it would use it.
+
+What the client in JavaScript does by itself is tried in test_page.py; here each meets the other.
+"""
 
 import contextlib
 import pathlib
@@ -7,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import rendezvous
@@ -15,10 +18,12 @@ import yaml
 from rendezvous import Conflict, Ended, Refused, Rendezvous, Unreachable, reactor
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.protocols.portforward import ProxyClient, ProxyClientFactory, ProxyFactory, ProxyServer
 from twisted.trial.unittest import TestCase
 from twisted.web.client import HTTPConnectionPool
 
+from support.chromium import start_chromium
 from support.exchanges import MSC4108
 from support.homeservers import at_once, running
 from support.http_client import ask
@@ -26,7 +31,11 @@ from support.ports import free_port
 from support.programs import needs
 from support.recipes import DOCS, recipe
 from support.servers import ENDLESS, UNLIMITED, RedisServer
+from synapse_rendezvous.demo.page import Page
 from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserver
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 PATH = "/_synapse/client/rendezvous"
 MSC4388 = "/_synapse/client/io.element.msc4388/rendezvous"
@@ -164,6 +173,15 @@ class ClientTestCase(TestCase):
         self.addCleanup(port.stopListening)
         url = device.url.replace(self.homeserver.url, f"http://{HOST}:{port.getHost().port}")
         return await Rendezvous.join(url, self.pool), proxy
+
+    async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Try until the server does not ask to wait."""
+        while True:
+            try:
+                return await attempt()
+            except Refused as refusal:
+                self.assertEqual(429, refusal.status)
+                await deferLater(reactor, refusal.retry_after)
 
 
 class PairingTestCase(ClientTestCase):
@@ -414,15 +432,6 @@ class HastyTestCase(ClientTestCase):
     def _homeserver(self, hasty: ThrowawayHomeserver) -> None:
         self.homeserver = hasty
 
-    async def patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Try until the server does not ask to wait."""
-        while True:
-            try:
-                return await attempt()
-            except Refused as refusal:
-                self.assertEqual(429, refusal.status)
-                await deferLater(reactor, refusal.retry_after)
-
     async def test_asked_to_wait(self) -> None:
         """A client that is asked to wait guesses no protocol, and its message, sent again, is the same write."""
         self.patch(rendezvous, "PAUSES_S", (0.05,))
@@ -437,6 +446,132 @@ class HastyTestCase(ClientTestCase):
             self.assertEqual(b"answer", await here.receive())
             await self.patiently(lambda here=here: here.send(b"thanks"))  # type: ignore[misc]
             self.assertEqual(b"thanks", await there.receive())
+
+
+class InBrowser:
+    """A device with rendezvous.js in a browser, used as the client in Python is."""
+
+    _SCRIPT = """
+        const [method, args, done] = arguments;
+        (async () => {
+            const { Rendezvous } = await import("/rendezvous.js");
+            if (!(method in Rendezvous)) return window.session[method](...args);
+            window.session = await Rendezvous[method](...args);
+            return window.session.url;
+        })().then(
+            (value) => done({ value }),
+            ({ constructor: { name }, message, status, retryAfter }) => done({ name, message, status, retryAfter }),
+        );
+    """
+
+    def __init__(self, chrome: "Chrome") -> None:
+        self._chrome = chrome
+        self.url = ""
+
+    async def create(self, collection_url: str, payload: bytes) -> None:
+        self.url = await self._call("create", collection_url, payload.decode())
+
+    async def join(self, session_url: str) -> None:
+        self.url = await self._call("join", session_url)
+
+    async def send(self, payload: bytes) -> None:
+        await self._call("send", payload.decode())
+
+    async def receive(self) -> bytes:
+        return str(await self._call("receive")).encode()
+
+    async def cancel(self) -> None:
+        await self._call("cancel")
+
+    async def _call(self, method: str, *args: str) -> Any:
+        answer = await deferToThread(self._chrome.execute_async_script, self._SCRIPT, method, args)
+        match answer.get("name"):
+            case None:
+                return answer.get("value")
+            case "Refused":
+                raise Refused(answer["message"], answer["status"], answer.get("retryAfter") or 0)
+            case name:
+                raise {"Conflict": Conflict, "Ended": Ended}[name](answer["message"])
+
+
+@pytest.fixture(scope="module")
+def chrome(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
+    chrome = start_chromium(tmp_path_factory.mktemp("browser"))
+    chrome.set_script_timeout(60)
+    yield chrome
+    chrome.quit()
+
+
+class BrowserTestCase(ClientTestCase):
+    """With a browser as one of the devices."""
+
+    @pytest.fixture(autouse=True)
+    def _browser(self, _homeserver: None, chrome: "Chrome") -> Iterator[None]:
+        with Page(homeserver_url=self.homeserver.url, host=HOST, port=0) as page:
+            chrome.get(page.url)  # an origin that may import the client and reach the homeserver
+            self.browser = InBrowser(chrome)
+            yield
+            chrome.get("about:blank")
+
+
+class BothClientsTestCase(BrowserTestCase):
+    """The client in Python and the one in JavaScript, each as the device that creates and as the one that joins."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, homeserver: ThrowawayHomeserver) -> None:
+        self.homeserver = homeserver
+
+    async def exchange(self, here: "Rendezvous | InBrowser", there: "Rendezvous | InBrowser") -> None:
+        self.assertEqual(b"hello", await there.receive())
+        for number in range(3):
+            for sender, receiver in ((there, here), (here, there)):
+                message = f'"\\ žluťoučký \U0001f98a\n{number // 2}'.encode()  # the same from both, and again
+                waiting = ensureDeferred(receiver.receive())
+                await sender.send(message)
+                self.assertEqual(message, await waiting)
+        await there.send(b"first")
+        await self.assert_raises(Conflict, here.send(b"second"))
+        self.assertEqual(b"first", await here.receive())
+        await here.send(b"second")
+        self.assertEqual(b"second", await there.receive())
+        waiting = ensureDeferred(there.receive())
+        await here.cancel()
+        with self.assertRaises(Ended):
+            await waiting
+
+    async def test_python_creates(self) -> None:
+        """What the client in Python creates, the one in JavaScript joins, whichever protocol it is."""
+        for path in ALL_PATHS:
+            here = await Rendezvous.create(self.homeserver.url + path, b"hello", self.pool)
+            await self.browser.join(here.url)
+            await self.exchange(here, self.browser)
+
+    async def test_javascript_creates(self) -> None:
+        """And the other way round."""
+        for path in ALL_PATHS:
+            await self.browser.create(self.homeserver.url + path, b"hello")
+            there = await Rendezvous.join(self.browser.url, self.pool)
+            await self.exchange(self.browser, there)
+
+
+class HastyBrowserTestCase(BrowserTestCase):
+    """Where a browser is asked to wait nearly always."""
+
+    @pytest.fixture(autouse=True)
+    def _homeserver(self, hasty: ThrowawayHomeserver) -> None:
+        self.homeserver = hasty
+
+    async def test_asked_to_wait(self) -> None:
+        """It guesses no protocol, neither to create nor to join."""
+        url = self.homeserver.url + MSC4388
+        here = await self.patiently(lambda: Rendezvous.create(url, b"hello", self.pool))
+        await self.patiently(lambda: self.browser.join(here.url))
+        self.assertEqual(b"hello", await self.browser.receive())
+        await self.patiently(lambda: self.browser.send(b"answer"))
+        self.assertEqual(b"answer", await here.receive())
+        await here.cancel()
+        await self.patiently(lambda: self.browser.create(url, b"hello"))
+        await self.browser.cancel()
 
 
 class DelegationTestCase(ClientTestCase):

@@ -131,7 +131,7 @@ export class Rendezvous {
    * @param {string} sessionUrl
    * @param {{observer?: (exchange: Exchange) => void}} [options]
    * @returns {Promise<Rendezvous>}
-   * @throws {Refused} 429: too often
+   * @throws {Refused} 429: too often; 502 to 504: the server is in trouble
    * @throws {Unreachable}
    */
   static async join(sessionUrl, options) {
@@ -142,7 +142,7 @@ export class Rendezvous {
   }
 
   /**
-   * Replaces the payload.
+   * Replaces the payload. One that was left without an answer before goes first.
    * @param {string} payload
    * @throws {Conflict} the other device wrote first; it may have read this, where it had to be sent more than once
    * @throws {Ended}
@@ -171,9 +171,7 @@ export class Rendezvous {
         const { status, revision } = await this.#request("GET", request, { waitMs, signal });
         const isNews = () => status === 200 && !this.#known.has(opaque(revision.tag));
         // What ended the waiting may be a write of our own, whose tag is not known before; by now perhaps not the last.
-        await this.#inTurn(async () => {
-          if (isNews()) await this.#settle();
-        });
+        await this.#inTurn(() => isNews() && this.#settle());
         if (isNews()) {
           this.#follow(revision);
           return revision.payload;
@@ -202,7 +200,7 @@ export class Rendezvous {
     await this.#write(this.#unsettled ?? { ...this.#dialect.put(this.url, this.#tag, payload), payload });
   }
 
-  /** Learns whether a write that was left without an answer took place. To be called if the revision is no longer its. */
+  /** Learns whether a write that was left without an answer took place. It cannot any more: the revision has changed. */
   async #settle() {
     if (!this.#unsettled) return;
     await this.#write(this.#unsettled).catch((error) => {
@@ -244,7 +242,7 @@ export class Rendezvous {
     return this.url.replace(/\/[^/]*$/, "");
   }
 
-  /** Learns which protocol the server speaks there, and how long it lets a request wait. Other servers do not say. */
+  /** Learns which protocol the server speaks there, and how long it lets a request wait. Others do not say. */
   async #discover(collectionUrl) {
     try {
       const { text } = await this.#request("GET", { url: collectionUrl });
@@ -257,7 +255,7 @@ export class Rendezvous {
   }
 
   /**
-   * Sends a request, again where its answer is lost, and returns what was answered if that is a success. Where an answer
+   * Sends a request, again where its answer is lost, and returns what was answered if that is a success. Where one
    * was lost, `request.isLost` says so.
    */
   async #request(method, request, { payload, waitMs = 0, signal = AbortSignal.any([]) } = {}) {
