@@ -24,6 +24,7 @@ What a client must know:
 """
 
 import json
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -181,6 +182,11 @@ class _Tokens:
         return Revision(state["sequence_token"], expires, state.get("data", "").encode())
 
 
+def _opaque(tag: str) -> str:
+    """Return a tag without what proxies that compress add to it: W/"abc" or "abc-gzip" is still the revision "abc"."""
+    return re.sub(r'^W/|"|[-;]+(gzip|br|zstd|deflate)(?="?$)', "", tag)
+
+
 class Rendezvous:
     """A session, as one device sees it. Use `create` or `join`.
 
@@ -195,7 +201,7 @@ class Rendezvous:
         self._pool = pool
         self._dialect: Dialect = _Tags()
         self._tag: str | None = None  # of the last revision read or written here
-        self._seen: set[str] = set()  # those of all of them
+        self._seen: set[str] = set()  # those of all of them, each without what proxies add
         self._max_wait_ms = 0
         self._sending = DeferredLock()
         self._unsettled: tuple[bytes, Request] | None = None  # the write of which nobody knows whether it took place
@@ -276,7 +282,7 @@ class Rendezvous:
                 await deferLater(reactor, refusal.retry_after or POLL_S)
                 continue
             # A server that does not wait, or has no place for it, answers at once.
-            if answer.status == 304 or revision.tag == known:
+            if answer.status == 304 or _opaque(revision.tag) == _opaque(known or ""):
                 await deferLater(reactor, max(0, started_s + POLL_S - reactor.seconds()))
 
     async def cancel(self) -> None:
@@ -309,11 +315,11 @@ class Rendezvous:
         self._see(self._dialect.revision(answer))
 
     def _is_news(self, answer: Answer, revision: Revision) -> bool:
-        return answer.status == 200 and revision.tag not in self._seen
+        return answer.status == 200 and _opaque(revision.tag) not in self._seen
 
     def _see(self, revision: Revision) -> None:
         self._tag = revision.tag
-        self._seen.add(revision.tag)
+        self._seen.add(_opaque(revision.tag))
         self.expires = revision.expires or self.expires
 
     async def _discover(self, collection_url: str) -> None:

@@ -29,6 +29,7 @@ from support.homeservers import at_once, running
 from support.http_client import ask
 from support.ports import free_port
 from support.programs import needs
+from support.proxies import ReverseProxy
 from support.recipes import DOCS, recipe
 from support.servers import ENDLESS, UNLIMITED, RedisServer
 from synapse_rendezvous.demo.page import Page
@@ -500,6 +501,31 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Chrome]":
     chrome.set_script_timeout(60)
     yield chrome
     chrome.quit()
+
+
+class CompressedTestCase(ClientTestCase):
+    """Behind a proxy that weakens tags by compressing."""
+
+    @pytest.fixture(autouse=True)
+    def _compressing(self, tmp_path: pathlib.Path) -> Iterator[None]:
+        port = free_port()
+        compress = "gzip on; gzip_types *; gzip_min_length 1; gzip_proxied any;"
+        proxy = ReverseProxy(tmp_path, "nginx", f"http://{HOST}:{port}", compress)
+        with serving(tmp_path, {}, {"public_baseurl": f"{proxy.url}/"}, port) as self.homeserver, proxy:
+            self.homeserver.url = proxy.url
+            yield
+
+    async def test_own_messages(self) -> None:
+        """A device that waits while it sends knows its own messages, whose tags differ from those that it was told."""
+        for path in ALL_PATHS:
+            here, there = await self.pair(path)
+            waiting = self.receiving(here)
+            for number in range(5):
+                await here.send(b"%d" % number)
+                await deferLater(reactor, 0.1)  # time to read it
+            self.assertEqual(b"4", await there.receive())
+            await there.send(b"answer")
+            self.assertEqual(b"answer", await waiting)
 
 
 class BrowserTestCase(ClientTestCase):

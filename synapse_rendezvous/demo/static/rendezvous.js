@@ -200,7 +200,7 @@ export class Rendezvous {
     await this.#write(this.#unsettled ?? { ...this.#dialect.put(this.url, this.#tag, payload), payload });
   }
 
-  /** Learns whether a write that was left without an answer took place. It cannot any more: the revision has changed. */
+  /** Learns whether a write that was left without an answer took place. It cannot any more: the tag has changed. */
   async #settle() {
     if (!this.#unsettled) return;
     await this.#write(this.#unsettled).catch((error) => {
