@@ -99,7 +99,6 @@ STRAYS += [
 """Requests that are for no session: what becomes of them, their method, and what is behind the dialect's path."""
 
 STORMS = [("lost", "GET", "/{}"), ("lost", "PUT", "/{}"), ("lost", "DELETE", "/{}"), ("described", "GET", "")]
-STORMS += [("", "POST", "")]
 """What strangers ask for again and again."""
 
 PAIRING = "DELETE GET GET GET GET GET GET PUT PUT"
@@ -238,6 +237,8 @@ class Model:
         self.waiting.remove(asked)
         if not self.is_alive(asked.kept):
             return self._lose(asked, "gone")
+        if asked.if_match is not None and not asked.if_match.has(asked.kept):
+            return Answer(412, "failed", asked.kept)
         if asked.if_none_match is not None and not asked.if_none_match.has(asked.kept):
             return Answer(200, "news", asked.kept)
         if asked.due_ms <= self._time.now_ms:
@@ -484,7 +485,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         whom=st.tuples(whom, st.integers(0, 1)),
         which=st.tuples(which, st.integers(0, 1)),
-        times=times,
+        times=st.sampled_from([1, 1, 2, 6]),
         none_match=likely,
         timeout=st.sampled_from([*["125", "1000", "4000", "9999"] * 3, "0", None, "x"]),
         destination=st.sampled_from([*[None] * 9, "empty", "image"]),
@@ -577,16 +578,16 @@ class Machine(RuleBasedStateMachine):
             if method == "DELETE":
                 break
 
-    @rule(whom=whom, times=st.sampled_from([5, 20, 40]), which=which, stray=st.sampled_from(STORMS))
+    @rule(whom=whom, times=st.sampled_from([5, 20]), which=which, stray=st.sampled_from(STORMS))
     def storm(self, whom: int, times: int, which: int, stray: tuple[str, str, str]) -> None:
-        """Let somebody ask in a loop: for nothing, for the description, or for new sessions."""
+        """Let somebody ask in a loop, for nothing or for the description."""
         why, method, below = stray
         for turn in range(times):
             asked = Asked(client=self._client(whom), method=method, dialect=self._session(which).dialect, stray=why)
             asked.below = below.format(f"{turn:022}")
-            if method in ("POST", "PUT"):
+            if method == "PUT":
                 self._carry(asked, "a", b"text/plain")
-                asked.if_match = Known('"x"', frozenset("x")) if method == "PUT" else None
+                asked.if_match = Known('"x"', frozenset("x"))
             self._ask(asked)
 
     @rule(
@@ -939,7 +940,7 @@ class ModelTestCase(RendezvousTestCase):
             ),
         )
         print(f"{met.pop('steps')} steps, in which was foretold: {sorted(met.items())}")
-        assert MODEL_STEPS < 20_000 or not set(MET.split()) - set(met)
+        assert MODEL_STEPS < 20_000 or set() == set(MET.split()) - set(met)
 
     def test_memory(self) -> None:
         """With sessions in memory."""
