@@ -1,6 +1,7 @@
 """How sessions are kept inside Redis, and the scripts that keep them.
 
-Three keys, all with the homeserver's name in braces, so that a cluster keeps them together:
+Three keys, all with the version of the layout, and with the homeserver's name in braces, so that a cluster keeps them
+together:
 
 - `...:sessions`, a hash: by the id of each session its current revision, laid out as `VALUE` says; and, by the id and a
   slash, the outcomes of its transactions, as `outcomes.py` has them;
@@ -25,6 +26,9 @@ never a later one. So a script that Redis ends has changed nothing.
 
 import pathlib
 import re
+
+VERSION = 2
+"""Stands in the names of the keys and of the channel, so that a release with another layout does not read these."""
 
 VALUE = re.compile(
     # The letter keeps Synapse's connection from reading a value as a number.

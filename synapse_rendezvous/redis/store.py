@@ -41,7 +41,7 @@ class RedisSessionStore:
         self._observer = observer
         self._wall_ms = wall_ms
         self._redis_offset_ms = 0
-        prefix = f"synapse_rendezvous:{{{server_name}}}:"
+        prefix = f"synapse_rendezvous:{layout.VERSION}:{{{server_name}}}:"
         self._keys = (f"{prefix}sessions", f"{prefix}queue", f"{prefix}totals")
         self.changes_channel = f"{prefix}changes"
         self._quotas = quotas

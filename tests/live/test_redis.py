@@ -28,7 +28,7 @@ from synapse_rendezvous.store import SwapResult
 HELLO = Write(b"hello", b"text/plain")
 CLIENT = "203.0.113.9"
 PASSWORD = "a-long-secret"
-KEYS = [f"synapse_rendezvous:{{{SERVER_NAME}}}:{name}" for name in ("sessions", "queue", "totals")]
+KEYS = [f"synapse_rendezvous:2:{{{SERVER_NAME}}}:{name}" for name in ("sessions", "queue", "totals")]
 WORKERS = (DOCS / "workers.md").read_text()
 LARGEST_ANSWER_S = 2
 """How long a client waits at most, whatever Redis does."""
@@ -368,6 +368,20 @@ def test_memory_a_session_takes(connect: Callable[..., Any], redis: RedisServer)
 
     print(f"{overhead:.0f} bytes a session beside its payload")
     assert 100 < overhead <= 400
+
+
+def test_other_layouts_are_left_alone(connect: Callable[..., Any], redis: RedisServer) -> None:
+    """What a release with another layout keeps in the same Redis is neither read nor changed."""
+    for name in KEYS:
+        redis.command("SET", name.replace(":2:", ":1:"), "of another release")
+        redis.command("SET", name.replace(":2:", ":"), "of the first one")
+    store = redis_store(connect(), now_ms)
+    session = create(store)
+    assert 1 == result(store.sweep()).sessions
+    assert session == result(store.get(session.id))
+    for name in KEYS:
+        assert b"of another release" in redis.command("GET", name.replace(":2:", ":1:"))
+        assert b"of the first one" in redis.command("GET", name.replace(":2:", ":"))
 
 
 def test_the_last_are_told(connect: Callable[..., Any]) -> None:

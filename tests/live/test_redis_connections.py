@@ -17,7 +17,7 @@ from synapse_rendezvous.demo.throwaway_homeserver import HOST, ThrowawayHomeserv
 
 PASSWORD = "a-long-secret"
 PATH = "/_synapse/client/rendezvous"
-CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
+CHANNEL = "synapse_rendezvous:2:{rendezvous.localhost}:changes"
 
 pytestmark = [needs("redis-server", "redis-server"), needs("openssl", "openssl")]
 

@@ -48,7 +48,7 @@ RECOVERY_S = 5.0
 LATE_S = 2.5  # how long news may take; usually it is milliseconds
 EARLY_S = 0.25  # by how much a wait may be too short: a process knows Redis' time only by when its answers arrive
 
-CHANNEL = "synapse_rendezvous:{rendezvous.localhost}:changes"
+CHANNEL = "synapse_rendezvous:2:{rendezvous.localhost}:changes"
 
 pytestmark = pytest.mark.timing
 needs_redis = needs("redis-server", "redis-server")

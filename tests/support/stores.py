@@ -186,7 +186,7 @@ class RedisStores:
 
     def account(self) -> Account:
         """Return what is kept account of in Redis."""
-        prefix = f"synapse_rendezvous:{{{SERVER_NAME}}}:"
+        prefix = f"synapse_rendezvous:2:{{{SERVER_NAME}}}:"
         sizes = {}
         for session_id, value in self.ask("hgetall", f"{prefix}sessions").items():
             if session_id.endswith("/"):  # the outcomes of its transactions
