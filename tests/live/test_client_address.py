@@ -104,6 +104,22 @@ def test_proxies_that_lose_the_header(
     assert {forger: BURST, honest: BURST} == create_all(url, attempts)
 
 
+def test_clients_in_a_trusted_network(listeners: Listeners, proxy: Proxy) -> None:
+    """A client whose own address is trusted, as private ones are by default, counts for it, whatever it writes."""
+    url = proxy("nginx", listeners.forwarded, APPEND)
+    garbage: list[Fields] = [[("X-Forwarded-For", f"garbage{number}")] for number in range(BURST + 2)]
+    attempts: dict[str, list[Fields]] = {"127.0.2.11": garbage, "127.0.2.12": [[]] * (BURST + 2)}
+    assert dict.fromkeys(attempts, BURST) == create_all(url, attempts)
+
+
+def test_translated_addresses(listeners: Listeners) -> None:
+    """Clients behind a translator are as many as there are, and one client has one limit however it is written."""
+    forms = ("64:ff9b::{}", "::ffff:{}", "{}", "64:ff9b:1:2::{}", "64:ff9b::{}")
+    for host in ("203.0.113.201", "203.0.113.202"):
+        codes = [create(listeners.forwarded, HOST, [("X-Forwarded-For", form.format(host))]) for form in forms]
+        assert [200] * BURST + [429] * (len(forms) - BURST) == codes
+
+
 def test_proxy_that_is_not_trusted(listeners: Listeners, proxy: Proxy, clients: tuple[str, str]) -> None:
     """A proxy outside `trusted_proxies` is itself the client, whatever it says."""
     url = proxy("nginx", listeners.forwarded, f"{SET} proxy_bind {next(_addresses)};")
