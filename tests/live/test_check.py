@@ -143,7 +143,7 @@ def serve_oddly(directory: pathlib.Path, elsewhere: str) -> ThrowawayHomeserver:
         {
             "strict_etags": True,
             "long_poll": {"max_wait": 0},
-            "per_session": {"read": {"per_second": 0.001, "burst_count": 8}, "write": UNLIMITED["write"]},
+            "per_session": {"read": {"per_second": 0.001, "burst_count": 8}, "write": UNLIMITED["read"]},
             "deny": [DENIED],
             "dialects": {
                 "msc3886": {"path": MOVED},
