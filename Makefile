@@ -12,7 +12,7 @@ IN_PROCESS := tests/unit tests/synapse
 # Otherwise each Synapse process would compile all that it imports, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-long test-oldest test-pythons coverage lint format screenshots bench bench-million performance package clean
+.PHONY: run test test-long test-oldest test-pythons coverage mutate lint format screenshots bench bench-million performance package clean
 
 run: .venv/run ## Start a throw-away homeserver, play a rendezvous, and serve a page to pair devices. Options: make run ARGS="--port 0 --ttl 30s --once"
 	@$(BIN)/python -m synapse_rendezvous demo $(ARGS)
@@ -46,6 +46,13 @@ test-long: .venv/dev ## Run all tests, those with random input or load in their 
 coverage: .venv/dev ## Show which lines and branches the tests in tests/unit and tests/synapse reach.
 	$(BIN)/python tests/tools/fetch_synapse_tests.py
 	$(TESTS) $(IN_PROCESS) --cov
+
+mutate: .venv/dev ## Change the code that decides who is served, in one place at a time, and see whether a test notices. For some modules: make mutate ARGS="synapse_rendezvous.clients*"; then a survivor: .venv/bin/mutmut show NAME
+	$(PIP) install mutmut
+	$(BIN)/python tests/tools/fetch_synapse_tests.py
+	mkdir -p mutants && ln -sfn ../build mutants/build
+	$(BIN)/mutmut run --max-children 2 $(ARGS)
+	$(BIN)/mutmut results
 
 lint: .venv/dev ## Check style, types and layers.
 	$(BIN)/ruff check .
@@ -83,7 +90,7 @@ test-pythons: .venv/dev ## Run the tests with each Python that is there; one tha
 	$(BIN)/tox run -e py312,py313
 
 clean: ## Remove everything that the other targets made.
-	rm -rf .venv .tox build dist .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis _trial_temp*
+	rm -rf .venv .tox build mutants dist .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis _trial_temp*
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'

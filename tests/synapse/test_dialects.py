@@ -356,6 +356,12 @@ class AuthenticatedTestCase(RendezvousTestCase):
             channel = self.make_request("POST", path.encode(), b"x", shorthand=False, content_type=TEXT)
             self.assertEqual((code, errcode), (channel.code, self.errcode(channel)))
 
+    def test_tokens_that_are_not_asked_for(self) -> None:
+        """Where a token is needed, a wrong one is an error in every dialect; where none is, only in MSC4388."""
+        for path, code in ((RendezvousTestCase.path, 401), (MSC4108TestCase.path, 200), (MSC4388TestCase.path, 401)):
+            channel = self.make_request("GET", path.encode(), access_token="wrong", shorthand=False)
+            self.assertEqual(code, channel.code)
+
 
 class ClosedTestCase(RendezvousTestCase):
     """Discovery where nobody may create."""

@@ -241,6 +241,7 @@ class ToldTestCase(RendezvousTestCase):
 
         (line,) = logs.output
         self.assertIn("proxy_set_header X-Forwarded-For $remote_addr", line)
+        self.assertIn("127.0.0.1", line)
 
     def test_one_private_source(self) -> None:
         """If nearly all sessions come from one private address, that is said; of one on the internet it is not."""

@@ -13,9 +13,6 @@ def joined(lines: list[bytes] | None) -> bytes | None:
     return None if lines is None else b",".join(lines)[-MAX_FORWARDED_BYTES:]
 
 
-TRUSTING = Clients(RendezvousConfig().trusted_proxies)
-
-
 @pytest.mark.parametrize(
     ("peer", "forwarded", "client"),
     [
@@ -72,7 +69,7 @@ TRUSTING = Clients(RendezvousConfig().trusted_proxies)
 )
 def test_client_key(peer: str | None, forwarded: list[bytes] | None, client: str) -> None:
     """The client is the first address from the right that is not a trusted proxy's, or the last that is."""
-    assert client == TRUSTING.client_key(peer, joined(forwarded))
+    assert client == Clients(RendezvousConfig().trusted_proxies).client_key(peer, joined(forwarded))
 
 
 def test_unix_socket_is_trusted() -> None:
@@ -97,6 +94,9 @@ def test_nobody_trusted() -> None:
         (2, "127.0.0.1", [b"203.0.113.9"], "203.0.113.9"),
         (5, "127.0.0.1", [b"203.0.113.9, 203.0.113.8"], "203.0.113.9"),
         (0, "127.0.0.1", [], "127.0.0.1"),
+        (0, None, [b"203.0.113.9"], "127.0.0.1"),
+        (2, "127.0.0.1", [b"203.0.113.9, unix:"], "203.0.113.9"),
+        (2, "127.0.0.1", [b"unix:, 203.0.113.9"], "127.0.0.1"),
         (1, "127.0.0.1", [], "unknown"),
         (1, "127.0.0.1", [b"garbage"], "unknown"),
         (1, "203.0.113.9", None, "203.0.113.9"),
@@ -139,6 +139,8 @@ def test_quota_keys() -> None:
     assert ((), ()) == (quota_keys("unknown"), quota_keys("exempt"))
     networks = [format_client(network) for network, _ in quota_keys("20010db800010203")]
     assert ["2001:db8:1:203::/64", "2001:db8:1:200::/56", "2001:db8:1::/48"] == networks
+    for client in ("1.2.3.4", "203.0.113.10", "203.0.113.100", "192.168.100.10", "unknown", "exempt"):
+        assert client == format_client(client)
 
 
 @pytest.mark.parametrize(
